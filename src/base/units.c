@@ -77,9 +77,8 @@ static int read_unit(const char *text, const struct unit *units, const char *all
 
 int parse_duration_ms(const char *text, uint64_t *ret_ms, struct err *err)
 {
-	static const struct unit units[] = { { "", 1000 },     { "ms", 1 },
-					     { "s", 1000 },    { "m", 60000 },
-					     { "h", 3600000 }, { "d", 86400000 },
+	static const struct unit units[] = { { "", 1000 },   { "ms", 1 },      { "s", 1000 },
+					     { "m", 60000 }, { "h", 3600000 }, { "d", 86400000 },
 					     { NULL, 0 } };
 	return read_unit(text, units, "ms s m h d", ret_ms, err);
 }

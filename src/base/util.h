@@ -9,10 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define _cleanup_(f)     __attribute__((cleanup(f)))
-#define _printf_(f, a)   __attribute__((format(printf, f, a)))
-#define _unused_         __attribute__((unused))
-#define ARRAY_LEN(a)     (sizeof(a) / sizeof((a)[0]))
+#define _cleanup_(f)               __attribute__((cleanup(f)))
+#define _printf_(f, a)             __attribute__((format(printf, f, a)))
+#define _unused_                   __attribute__((unused))
+#define ARRAY_LEN(a)               (sizeof(a) / sizeof((a)[0]))
 #define CONTAINER(p, type, member) ((type *)((char *)(p)-offsetof(type, member)))
 
 #define MIN(a, b)                                                                                  \

@@ -22,10 +22,10 @@ struct control;
 struct call;
 
 enum {
-	CONTROL_FRAME_MAX = 1 << 20,     /* bytes of one frame, both ways */
-	CONTROL_CALLS_MAX = 64,          /* open calls of one connection */
+	CONTROL_FRAME_MAX = 1 << 20, /* bytes of one frame, both ways */
+	CONTROL_CALLS_MAX = 64,      /* open calls of one connection */
 	CONTROL_CONNECTIONS_MAX = 4096,
-	CONTROL_QUEUE_MAX = 4 << 20,     /* bytes waiting for one client; beyond: call_room() is 0 */
+	CONTROL_QUEUE_MAX = 4 << 20, /* bytes waiting for one client; beyond: call_room() is 0 */
 };
 
 /* Answer the request, which is unpacked, of the verb's request type, and freed by the caller of the
@@ -40,8 +40,8 @@ void control_on(struct control *s, const char *verb, control_verb *handler);
 /* Who asks. For a verb forwarded to the leader these are the asking user on the asking node. */
 uid_t call_uid(const struct call *c);
 gid_t call_gid(const struct call *c);
-pid_t call_pid(const struct call *c); /* 0 when forwarded */
-bool call_privileged(const struct call *c); /* root, or the user that the daemon runs as */
+pid_t call_pid(const struct call *c);        /* 0 when forwarded */
+bool call_privileged(const struct call *c);  /* root, or the user that the daemon runs as */
 const char *call_user(const struct call *c); /* name or number, never NULL */
 struct node *call_node(const struct call *c);
 
@@ -56,8 +56,8 @@ size_t call_room(const struct call *c);
 
 /* For handlers that keep the call. All optional; `ctx` is handed to each. */
 struct call_hooks {
-	/* A further frame of the client (stream message, still packed); `last`: it will send no more.
-	 * Reading pauses while call_hold() is in force, so that slow receivers push back. */
+	/* A further frame of the client (stream message, still packed); `last`: it will send no
+	 * more. Reading pauses while call_hold() is in force, so that slow receivers push back. */
 	void (*frame)(void *ctx, struct call *c, const uint8_t *body, size_t len, bool last);
 	void (*room)(void *ctx, struct call *c);   /* the queue went below half */
 	void (*closed)(void *ctx, struct call *c); /* client gone; the call is freed afterwards */

@@ -26,15 +26,15 @@ struct node_settings {
 struct node {
 	uv_loop_t *loop;
 	struct node_settings settings;
-	struct rng rng;           /* choices and jitter; seeded from the kernel */
-	uint64_t incarnation;     /* random per start of the daemon */
-	uint32_t number;          /* 0 while in no cluster */
+	struct rng rng;       /* choices and jitter; seeded from the kernel */
+	uint64_t incarnation; /* random per start of the daemon */
+	uint32_t number;      /* 0 while in no cluster */
 	struct shepherd_link *shepherd;
 	struct control *control;
-	struct members *members;  /* what this node knows of the cluster (members.h) */
+	struct members *members; /* what this node knows of the cluster (members.h) */
 	struct members_node *members_node;
-	struct peers *peers;      /* NULL while in no cluster */
-	struct agree *agree;      /* NULL while in no cluster */
+	struct peers *peers; /* NULL while in no cluster */
+	struct agree *agree; /* NULL while in no cluster */
 	struct launch *launch;
 };
 

@@ -9,6 +9,7 @@
  * never go back. Pure: no I/O, no clock, no random numbers. */
 #pragma once
 #include "base/err.h"
+#include "base/id.h"
 #include "base/str.h"
 
 #include <schema/members.pb-c.h>
@@ -28,7 +29,7 @@ struct members {
 	uint64_t revision;          /* of the last change applied or merged */
 	uint32_t leader;            /* 0 while unknown */
 	uint64_t term;
-	uint64_t time_ms;           /* cluster time of the last change */
+	uint64_t time_ms; /* cluster time of the last change */
 };
 
 /* Empty: in no cluster. */
@@ -60,7 +61,8 @@ int members_load(struct members *m, const uint8_t *bytes, size_t len, struct err
  * with copia__view__free_unpacked(). */
 Copia__View *members_view(const struct members *m, uint64_t since);
 /* Take over what the leader says. Returns > 0 when something changed, 0 when not, -EBADMSG when it
- * cannot be right, -ESTALE when the view does not follow on what we have (ask for a complete one). */
+ * cannot be right, -ESTALE when the view does not follow on what we have (ask for a complete one).
+ */
 int members_merge(struct members *m, const Copia__View *view, struct err *err);
 
 /* Asserts the invariants; cheap enough to be called after each change in tests. */
