@@ -19,6 +19,9 @@ def strip_message(message):
     for field in message.field:
         # `packed` and the like have no use in proto3 beyond their defaults.
         field.ClearField("options")
+        # protobuf-c 1.4 does not know `optional`; what stays is a oneof of one field, in which
+        # `_NAME_case` tells whether it is set, with every release of protobuf-c.
+        field.ClearField("proto3_optional")
     for inner in message.nested_type:
         keep_map = inner.options.map_entry
         strip_message(inner)
