@@ -167,8 +167,9 @@ struct raft_message {
 			uint64_t round;
 			uint64_t match; /* ACCEPTED: durable here and equal to the leader's log */
 			uint64_t prev;  /* REJECTED: the prev_index that did not fit */
-			uint64_t hint;  /* REJECTED: highest index that may fit … */
-			uint64_t hint_term; /* … and its term here (0: none) */
+			uint64_t hint;  /* REJECTED: highest index that may fit; ACCEPTED: equal
+					 * to the leader's log, perhaps not durable yet */
+			uint64_t hint_term; /* REJECTED: term of the entry at `hint`; 0: none */
 		} append_reply;
 		struct {
 			struct raft_snapshot_meta snapshot;
