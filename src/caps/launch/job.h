@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A job as its origin sees it: which ranks have ended, whether the job must be ended, and with what
+ * exit code. Pure; time is a parameter (monotonic milliseconds, never goes back).
+ *
+ *   RUNNING --a rank fails, time is over, user's signal, abort--> TERM --grace--> KILL
+ *   any --all ranks have ended--> OVER
+ *
+ * The first cause decides code and line; what follows from it (ranks that die of our TERM) does
+ * not. Exit codes: that of the first rank that failed, 128 + its signal, 124 time over, 125 Copia's
+ * own failure or a lost node, 126 not executable, 127 not found, 128 + signal of the user. */
+#pragma once
+#include "base/err.h"
+
+enum {
+	JOB_GRACE_MS = 500,          /* TERM to KILL when a rank has failed */
+	JOB_TIMEOUT_GRACE_MS = 5000, /* TERM to KILL when time is over */
+	JOB_CODE_TIMEOUT = 124,
+	JOB_CODE_COPIA = 125,
+	JOB_CODE_NOT_EXECUTABLE = 126,
+	JOB_CODE_NOT_FOUND = 127,
+	JOB_NEVER = -1,
+};
+
+enum job_phase { JOB_RUNNING, JOB_TERM, JOB_KILL, JOB_OVER };
+
+enum job_rank_flags {
+	JOB_RANK_ENDED = 1,
+	JOB_RANK_CONNECTED = 2, /* spoke PMI or PMIx */
+	JOB_RANK_CLOSING = 4,   /* waits in its last barrier */
+	JOB_RANK_FINALIZED = 8,
+	JOB_RANK_FAILED = 16,
+};
+
+struct job_end {
+	int32_t status; /* exit code; meaningless when signal is not 0 */
+	int32_t signal;
+	int32_t code;      /* negative errno: could not be started */
+	bool lost;         /* its node is lost */
+	bool hung;         /* ended by the deadline for MPI_Finalize */
+	const char *error; /* of code; NULL or "" when there is none, in each */
+	const char *why;
+};
+
+struct job_settings {
+	uint32_t size;
+	bool keep_going;
+	bool nodes;          /* ranks are shown as nodes (exec) */
+	uint64_t timeout_ms; /* 0: none, in each */
+	uint64_t finalize_ms;
+};
+
+struct job {
+	struct job_settings settings;
+	uint8_t *flags; /* by rank */
+	uint32_t ended;
+	enum job_phase phase;
+	int code;
+	char why[400]; /* one line for the user; "" while all is well */
+	uint64_t started_ms;
+	uint64_t kill_at_ms; /* in TERM: when KILL follows; 0: not by itself */
+	uint64_t
+	    closing_ms;   /* since when all that run are in their last barrier; 0: they are not */
+	uint32_t signals; /* INT and TERM of the user, so far */
+	uint32_t hung;
+	bool term_due, kill_due, hung_due;
+};
+
+/* What must be sent to the sites now; each is told once. */
+struct job_orders {
+	bool term, kill;
+	bool hung; /* end all that run: they hang in MPI_Finalize, and this is no failure */
+};
+
+void job_init(struct job *j, const struct job_settings *s, uint64_t now_ms);
+void job_deinit(struct job *j);
+
+/* A rank has ended; `where` names its node. A second report of the same rank changes nothing:
+ * returns false then. */
+bool job_rank_ended(struct job *j, uint32_t rank, const struct job_end *end, const char *where,
+		    uint64_t now_ms);
+/* INT or TERM of the user: TERM, then KILL. Returns how many there were, with this one. */
+uint32_t job_interrupt(struct job *j, int signal, uint64_t now_ms);
+/* End the job for a cause of its own: MPI_Abort, a site that failed… `code` is an exit code. */
+void job_fail(struct job *j, int code, const char *why, uint64_t now_ms);
+/* What the ranks' MPI did: set and clear JOB_RANK_* flags. */
+void job_mpi(struct job *j, uint32_t rank, unsigned set, unsigned clear, uint64_t now_ms);
+/* Time passes. */
+struct job_orders job_step(struct job *j, uint64_t now_ms);
+/* When job_step() is due at the latest; UINT64_MAX: never by itself. */
+uint64_t job_next_ms(const struct job *j);
+
+/* Exit code for a rank's end, and for an errno of starting it. */
+int job_end_code(const struct job_end *end);
+/* "exit code 3", "killed by signal 9 (Killed)"…; into buf, which is returned. */
+char *job_end_show(const struct job_end *end, char *buf, size_t size);

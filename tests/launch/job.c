@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "caps/launch/job.h"
+#include "caps/launch/split.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+
+#include <cmocka.h>
+
+static struct job job_make(uint32_t size, struct job_settings s)
+{
+	struct job j;
+	s.size = size;
+	job_init(&j, &s, 1000);
+	return j;
+}
+
+static void end(struct job *j, uint32_t rank, int status, int signal, uint64_t now_ms)
+{
+	struct job_end e = { .status = status, .signal = signal };
+	job_rank_ended(j, rank, &e, "n2", now_ms);
+}
+
+/* Goal: all ranks end well: the job does, and nothing is ordered. */
+static void good_job_ends_with_0(void **state)
+{
+	(void)state;
+	_cleanup_(job_deinit) struct job j = job_make(3, (struct job_settings){ 0 });
+	for (uint32_t i = 0; i < 3; i++) {
+		assert_int_equal(j.phase, JOB_RUNNING);
+		end(&j, i, 0, 0, 1001);
+	}
+	assert_int_equal(j.phase, JOB_OVER);
+	assert_int_equal(j.code, 0);
+	struct job_orders o = job_step(&j, 1002);
+	assert_false(o.term || o.kill || o.hung);
+	assert_true(job_next_ms(&j) == UINT64_MAX);
+}
+
+/* Goal: the first rank that fails ends the job: TERM at once, KILL within a second, its code. */
+static void first_failure_decides(void **state)
+{
+	(void)state;
+	_cleanup_(job_deinit) struct job j = job_make(3, (struct job_settings){ 0 });
+	end(&j, 1, 3, 0, 1100);
+	assert_true(job_next_ms(&j) == 0);
+	assert_true(job_step(&j, 1100).term);
+	assert_false(job_step(&j, 1100).term);
+	assert_true(job_next_ms(&j) == 1100 + JOB_GRACE_MS);
+	assert_false(job_step(&j, 1100 + JOB_GRACE_MS - 1).kill);
+	assert_true(job_step(&j, 1100 + JOB_GRACE_MS).kill);
+	end(&j, 0, 0, SIGTERM, 1601);
+	end(&j, 2, 0, SIGKILL, 1601);
+	assert_int_equal(j.phase, JOB_OVER);
+	assert_int_equal(j.code, 3);
+	assert_string_equal(j.why, "rank 1 on n2: exit code 3");
+	struct job_end e = { 0 };
+	assert_false(job_rank_ended(&j, 1, &e, "n2", 1700));
+}
+
+static void keep_going_goes_on(void **state)
+{
+	(void)state;
+	_cleanup_(job_deinit) struct job j =
+	    job_make(2, (struct job_settings){ .keep_going = true });
+	end(&j, 0, 0, SIGSEGV, 1100);
+	assert_int_equal(j.phase, JOB_RUNNING);
+	assert_false(job_step(&j, 1100).term);
+	end(&j, 1, 7, 0, 1200);
+	assert_int_equal(j.code, 128 + SIGSEGV);
+	assert_string_equal(j.why, "rank 0 on n2: killed by signal 11 (Segmentation fault)");
+}
+
+/* Goal: time over: TERM, KILL 5 s later, 124 whatever the ranks say. */
+static void timeout_gives_124(void **state)
+{
+	(void)state;
+	_cleanup_(job_deinit) struct job j =
+	    job_make(1, (struct job_settings){ .timeout_ms = 2000 });
+	assert_true(job_next_ms(&j) == 3000);
+	assert_false(job_step(&j, 2999).term);
+	assert_true(job_step(&j, 3000).term);
+	assert_true(job_step(&j, 8000).kill);
+	end(&j, 0, 0, SIGKILL, 8001);
+	assert_int_equal(j.code, 124);
+	assert_string_equal(j.why, "time is over after 2 s");
+}
+
+static void interrupts_escalate(void **state)
+{
+	(void)state;
+	_cleanup_(job_deinit) struct job j = job_make(1, (struct job_settings){ 0 });
+	assert_int_equal(job_interrupt(&j, SIGINT, 1500), 1);
+	struct job_orders o = job_step(&j, 1500);
+	assert_true(o.term && !o.kill);
+	assert_true(job_next_ms(&j) == UINT64_MAX);
+	assert_int_equal(job_interrupt(&j, SIGINT, 1600), 2);
+	o = job_step(&j, 1600);
+	assert_true(o.kill && !o.term);
+	end(&j, 0, 0, SIGKILL, 1601);
+	assert_int_equal(j.code, 130);
+}
+
+/* Goal: ranks that hang in MPI_Finalize do not hold the job, and it has not failed. */
+static void finalize_hang_is_no_failure(void **state)
+{
+	(void)state;
+	_cleanup_(job_deinit) struct job j =
+	    job_make(3, (struct job_settings){ .finalize_ms = 10000 });
+	for (uint32_t i = 0; i < 3; i++)
+		job_mpi(&j, i, JOB_RANK_CONNECTED, 0, 1100);
+	job_mpi(&j, 0, JOB_RANK_CLOSING, 0, 2000);
+	job_mpi(&j, 1, JOB_RANK_CLOSING, 0, 2000);
+	assert_true(job_next_ms(&j) == UINT64_MAX); /* rank 2 still works */
+	job_mpi(&j, 2, JOB_RANK_CLOSING, 0, 50000);
+	assert_true(job_next_ms(&j) == 60000);
+	job_mpi(&j, 1, 0, JOB_RANK_CLOSING, 50001); /* entered another barrier */
+	assert_true(job_next_ms(&j) == UINT64_MAX);
+	job_mpi(&j, 1, JOB_RANK_CLOSING, 0, 51000);
+	end(&j, 0, 0, 0, 51001);
+	assert_true(job_step(&j, 61000).hung);
+	for (uint32_t i = 1; i < 3; i++) {
+		struct job_end e = { .signal = SIGKILL, .hung = true };
+		job_rank_ended(&j, i, &e, "n1", 61001);
+	}
+	assert_int_equal(j.phase, JOB_OVER);
+	assert_int_equal(j.code, 0);
+	assert_int_equal(j.hung, 2);
+}
+
+static void codes_are_as_documented(void **state)
+{
+	(void)state;
+	char buf[200];
+	struct job_end e = { .code = -ENOENT, .error = "run /x: no such file" };
+	assert_int_equal(job_end_code(&e), 127);
+	assert_string_equal(job_end_show(&e, buf, sizeof(buf)), "run /x: no such file");
+	e = (struct job_end){ .code = -EACCES };
+	assert_int_equal(job_end_code(&e), 126);
+	e = (struct job_end){ .code = -ENOEXEC };
+	assert_int_equal(job_end_code(&e), 126);
+	e = (struct job_end){ .code = -ENOSPC };
+	assert_int_equal(job_end_code(&e), 125);
+	e = (struct job_end){ .lost = true };
+	assert_int_equal(job_end_code(&e), 125);
+	assert_string_equal(job_end_show(&e, buf, sizeof(buf)), "node lost");
+	e = (struct job_end){ .signal = SIGKILL, .why = "out of memory" };
+	assert_int_equal(job_end_code(&e), 137);
+	assert_string_equal(job_end_show(&e, buf, sizeof(buf)),
+			    "killed by signal 9 (Killed; out of memory)");
+}
+
+/* Goal: every receiver gets the message once, along the parents that split_parent() names. */
+static void trees_reach_all(void **state)
+{
+	(void)state;
+	for (size_t arity = 1; arity <= SPLIT_DIRECT_MAX; arity++)
+		for (size_t count = 0; count < 70; count++) {
+			size_t parent[70];
+			for (size_t i = 0; i < count; i++)
+				parent[i] = 1000;
+			/* Lists still to be cut up: owner, from, length. */
+			struct {
+				size_t owner, from, count;
+			} todo[128] = { { SIZE_MAX, 0, count } };
+			for (size_t n = 1, k = 0; k < n; k++) {
+				struct split_piece p[SPLIT_DIRECT_MAX];
+				size_t pieces = split(todo[k].count, arity, p);
+				for (size_t i = 0; i < pieces; i++) {
+					size_t child = todo[k].from + p[i].at;
+					assert_true(parent[child] == 1000);
+					parent[child] = todo[k].owner;
+					todo[n].owner = child;
+					todo[n].from = child + 1;
+					todo[n++].count = p[i].rest;
+				}
+			}
+			for (size_t i = 0; i < count; i++)
+				assert_true(parent[i] == split_parent(count, arity, i));
+		}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(good_job_ends_with_0),
+		cmocka_unit_test(first_failure_decides),
+		cmocka_unit_test(keep_going_goes_on),
+		cmocka_unit_test(timeout_gives_124),
+		cmocka_unit_test(interrupts_escalate),
+		cmocka_unit_test(finalize_hang_is_no_failure),
+		cmocka_unit_test(codes_are_as_documented),
+		cmocka_unit_test(trees_reach_all),
+	};
+	return cmocka_run_group_tests_name("job", tests, NULL, NULL);
+}
