@@ -27,7 +27,8 @@ struct pki_fingerprint {
 /* What a certificate says. Only pki_verify() and a finished handshake make it trustworthy. */
 struct pki_cert {
 	struct id cluster;
-	uint32_t node; /* 0: the authority itself */
+	uint32_t node;   /* 0: the authority itself */
+	uint64_t serial; /* 0: longer than 64 bits (never made here) */
 	bool is_authority;
 	struct pki_fingerprint fingerprint;
 };
@@ -43,10 +44,12 @@ int pki_key_new(struct str *ret_key, struct err *err);
 int pki_csr_new(struct span key, struct str *ret_csr, struct err *err);
 
 /* Sign a request. The subject is what the signer says; whatever the request asks for is ignored.
- * `node` is > 0. Errors: -EBADMSG (not a request, or it does not prove its key), -EKEYREJECTED (a
- * kind of key that is not allowed), -EINVAL (authority's key and certificate are no pair). */
+ * `node` is > 0; `serial` as the cluster's records count them, 0 for a random one. Errors: -EBADMSG
+ * (not a request, or it does not prove its key), -EKEYREJECTED (a kind of key that is not allowed),
+ * -EINVAL (authority's key and certificate are no pair). */
 int pki_sign(struct span authority_key, struct span authority_cert, struct span csr,
-	     const struct id *cluster, uint32_t node, struct str *ret_cert, struct err *err);
+	     const struct id *cluster, uint32_t node, uint64_t serial, struct str *ret_cert,
+	     struct err *err);
 
 /* Read what a certificate says, without trusting it. Errors: -EBADMSG. */
 int pki_cert_read(struct span cert, struct pki_cert *ret, struct err *err);
