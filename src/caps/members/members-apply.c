@@ -207,11 +207,7 @@ static int apply_leader(const struct apply *a, const Copia__MembersCommand *cmd)
 	const Copia__Node *n = present(a, c->number);
 	if (!n)
 		return -ENOENT;
-	if (c->term < a->m->term)
-		return err_set(a->err, -ESTALE, "term %llu is over", (unsigned long long)c->term);
 	begin(a);
-	a->m->leader = c->number;
-	a->m->term = c->term;
 	members_tell_node(a->m, "leader", n, "%s leads in term %llu", n->name,
 			  (unsigned long long)c->term);
 	return 0;
@@ -454,8 +450,24 @@ static int apply_leave(const struct apply *a, const Copia__MembersCommand *cmd)
 	Copia__Node *n = present(a, c->number);
 	if (!n)
 		return -ENOENT;
-	if (n->role != COPIA__NODE_ROLE__AGENT)
-		return err_set(a->err, -EBUSY, "node %s is a controller still", n->name);
+	if (members_staying(a->m) == !n->leaving)
+		return err_set(
+		    a->err, -EBUSY,
+		    "node %s is the last of the cluster; stop copiad and remove its state "
+		    "folder to end the cluster",
+		    n->name);
+	if (n->role != COPIA__NODE_ROLE__AGENT) {
+		/* Its place is filled first; the leader then asks again. */
+		touch(a, n);
+		if (!n->leaving)
+			members_tell_node(a->m, "node-leaving", n, "node %s is leaving (%s)",
+					  n->name, c->by);
+		n->leaving = true;
+		n->drained = true;
+		members_set_text(&n->reason, "leaving");
+		return 0;
+	}
+	n->leaving = false;
 	set_state(a, n, COPIA__NODE_STATE__LEFT, c->revoked ? "removed" : "left");
 	free_bytes(&n->fingerprint);
 	free_bytes(&n->old_fingerprint);

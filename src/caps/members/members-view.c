@@ -25,6 +25,7 @@ Copia__View *members_view(const struct members *m, uint64_t since)
 	v.authority = s->authority;
 	v.key_epoch = s->key_epoch;
 	v.root_tasks = s->root_tasks;
+	v.since = since;
 	for (size_t i = 0; i < s->n_nodes; i++)
 		if (s->nodes[i]->revision > since || since == 0)
 			nodes[v.n_nodes++] = s->nodes[i];
@@ -90,6 +91,9 @@ int members_merge(struct members *m, const Copia__View *v, struct err *err)
 		return 0;
 	if (!v->complete && !members_in_cluster(m))
 		return err_set(err, -ESTALE, "a view of changes came before a complete one");
+	if (!v->complete && v->since > m->revision)
+		return err_set(err, -ESTALE, "changes before revision %llu are missing here",
+			       (unsigned long long)v->since);
 	bool news = v->complete || v->revision > m->revision || v->leader != m->leader ||
 		    v->key_epoch != m->state->key_epoch;
 	m->leader = v->leader;

@@ -87,12 +87,19 @@ struct members *members_new(void)
 	return m;
 }
 
+void members_reset(struct members *m)
+{
+	if (m->state->authority_key.len) /* the key does not stay in freed memory */
+		explicit_bzero(m->state->authority_key.data, m->state->authority_key.len);
+	copia__members_state__free_unpacked(m->state, NULL);
+	*m = (struct members){ .state = state_new() };
+}
+
 struct members *members_free(struct members *m)
 {
 	if (!m)
 		return NULL;
-	if (m->state->authority_key.len) /* the key does not stay in freed memory */
-		explicit_bzero(m->state->authority_key.data, m->state->authority_key.len);
+	members_reset(m);
 	copia__members_state__free_unpacked(m->state, NULL);
 	free(m);
 	return NULL;
@@ -153,6 +160,15 @@ bool members_takes_work(const Copia__Node *n)
 	return n->state == COPIA__NODE_STATE__UP && !n->drained;
 }
 
+size_t members_staying(const struct members *m)
+{
+	size_t count = 0;
+	for (size_t i = 0; i < m->state->n_nodes; i++)
+		count += m->state->nodes[i]->state != COPIA__NODE_STATE__LEFT &&
+			 !m->state->nodes[i]->leaving;
+	return count;
+}
+
 size_t members_count_up(const struct members *m)
 {
 	size_t count = 0;
@@ -167,8 +183,6 @@ void members_save(const struct members *m, struct str *out)
 {
 	m->state->revision = m->revision;
 	m->state->time_ms = m->time_ms;
-	m->state->leader = m->leader;
-	m->state->term = m->term;
 	size_t size = copia__members_state__get_packed_size(m->state);
 	str_reserve(out, size);
 	(void)copia__members_state__pack(m->state, (uint8_t *)out->at + out->len);
@@ -199,8 +213,6 @@ int members_load(struct members *m, const uint8_t *bytes, size_t len, struct err
 	m->state = s;
 	m->revision = s->revision;
 	m->time_ms = s->time_ms;
-	m->leader = s->leader;
-	m->term = s->term;
 	return 0;
 }
 

@@ -27,7 +27,7 @@ enum {
 struct members {
 	Copia__MembersState *state; /* owned; complete on controllers */
 	uint64_t revision;          /* of the last change applied or merged */
-	uint32_t leader;            /* 0 while unknown */
+	uint32_t leader;            /* 0 while unknown; not part of the replicated state */
 	uint64_t term;
 	uint64_t time_ms; /* cluster time of the last change */
 };
@@ -35,6 +35,7 @@ struct members {
 /* Empty: in no cluster. */
 struct members *members_new(void);
 struct members *members_free(struct members *m);
+void members_reset(struct members *m); /* empty again */
 bool members_in_cluster(const struct members *m);
 
 /* Borrowed until the next apply, merge or load. NULL when there is none. Nodes that left are found
@@ -46,6 +47,8 @@ const char *members_name(const struct members *m, uint32_t number);
 /* Up, not drained. */
 bool members_takes_work(const Copia__Node *n);
 size_t members_count_up(const struct members *m);
+/* Neither left nor leaving. */
+size_t members_staying(const struct members *m);
 
 /* Apply one committed command. `index` is its log index, `time_ms` cluster time. Returns 0 or a
  * negative errno with the reason; a refused command changes nothing. Bytes for the proposer (the
