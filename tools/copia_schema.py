@@ -14,7 +14,7 @@ GROUPS = [
     ("lab", "A virtual cluster on this machine"),
     ("command", "This command"),
 ]
-PLACEHOLDERS = {"verb": "VERB", "node": "NODE", "nodes": "NODES", "job": "JOB", "lab": "LAB",
+PLACEHOLDERS = {"verb": "VERB", "node": "NODE", "nodes": "NODES", "job": "JOB", "lab": "LAB", "labnode": "NODE",
                 "file": "FILE", "folder": "FOLDER", "host": "HOST"}
 UNITS = {"": None, "ms": "TIME", "bytes": "SIZE"}
 AS = ("", "size", "duration", "percent", "time", "id")
@@ -226,7 +226,10 @@ class Schema:
         if verb.view not in VIEWS:
             raise SchemaError(f"view {verb.view!r} is not known")
         if verb.view in ("table", "text"):
-            verb.reply.field(verb.view_name)
+            field = verb.reply.field(verb.view_name)
+            wanted = FD.TYPE_MESSAGE if verb.view == "table" else FD.TYPE_STRING
+            if field.proto.type != wanted or (verb.view == "table" and not field.repeated):
+                raise SchemaError(f"{verb.view_name} cannot be shown as {verb.view}")
         names, letters, rests = set(), set(), 0
         for f in verb.args:
             o = f.options

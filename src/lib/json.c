@@ -36,6 +36,8 @@ void json_text(struct str *out, const char *text, size_t len)
 		else if (n == 1 && ((unsigned char)text[i] < 0x20 || text[i] == 0x7f ||
 				    text[i] == '"' || text[i] == '\\'))
 			add_escaped(out, text[i]);
+		else if (n == 2 && text[i] == '\xc2' && (unsigned char)text[i + 1] < 0xa0)
+			add_escaped(out, text[i + 1]); /* U+0080…9F: terminals obey some */
 		else
 			str_add(out, text + i, n);
 		i += n ? n : 1;

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `copia doctor`: what the daemon finds, or, when there is none, why not. */
+#include "cli/cli.h"
+
+#include "lib/conn.h"
+
+#include "schema/members.pb-c.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { ANSWER_MS = 30000, FINDINGS_MAX = 16, TEXT_SIZE = 700 };
+
+struct findings {
+	Copia__Finding rows[FINDINGS_MAX];
+	Copia__Finding *list[FINDINGS_MAX];
+	char texts[FINDINGS_MAX][TEXT_SIZE];
+	size_t count;
+};
+
+static void add(struct findings *f, const char *level, const char *what, const char *effect,
+		const char *remedy)
+{
+	if (f->count == FINDINGS_MAX)
+		return;
+	Copia__Finding *row = &f->rows[f->count];
+	copia__finding__init(row);
+	(void)snprintf(f->texts[f->count], TEXT_SIZE, "%s", what);
+	row->level = (char *)level;
+	row->what = f->texts[f->count];
+	row->effect = (char *)effect;
+	row->remedy = (char *)remedy;
+	f->list[f->count++] = row;
+}
+
+/* First line of a small file of the kernel; false when it cannot be read. */
+static bool read_line(const char *path, char *line, size_t size)
+{
+	FILE *f = fopen(path, "re");
+	bool got = f && fgets(line, (int)size, f);
+	if (f)
+		(void)fclose(f);
+	if (got)
+		line[strcspn(line, "\n")] = '\0';
+	return got;
+}
+
+static void check_daemon(struct findings *f, const struct err *why)
+{
+	add(f, "problem", why->msg, "this machine is in no cluster",
+	    geteuid() ? "systemctl start copiad as root, or run copiad as yourself"
+		      : "systemctl start copiad");
+}
+
+static void check_kernel(struct findings *f)
+{
+	char line[128];
+	bool unified = !access("/sys/fs/cgroup/cgroup.controllers", R_OK);
+	add(f, unified ? "ok" : "warning",
+	    unified ? "control groups v2 are mounted" : "control groups v2 are not mounted",
+	    unified ? "" : "tasks are limited by rlimits only",
+	    unified ? "" : "boot with systemd.unified_cgroup_hierarchy=1");
+	bool closed = read_line("/proc/sys/kernel/unprivileged_userns_clone", line, sizeof(line)) &&
+		      !strcmp(line, "0");
+	bool none = read_line("/proc/sys/user/max_user_namespaces", line, sizeof(line)) &&
+		    !strcmp(line, "0");
+	if (geteuid() && (closed || none))
+		add(f, "warning", "users may not make namespaces here",
+		    "copia lab works for root only",
+		    closed ? "sysctl kernel.unprivileged_userns_clone=1"
+			   : "sysctl user.max_user_namespaces=10000");
+	else
+		add(f, "ok", "namespaces can be made", "", "");
+}
+
+/* What can be seen from here when no daemon answers. */
+static int doctor_alone(struct cli *c, const struct err *why)
+{
+	struct findings f = { 0 };
+	check_daemon(&f, why);
+	check_kernel(&f);
+	Copia__DoctorReply reply = COPIA__DOCTOR_REPLY__INIT;
+	reply.n_findings = f.count;
+	reply.findings = f.list;
+	(void)cli_show(c, &reply.base);
+	return EXIT_NO_DAEMON;
+}
+
+static void close_conn(struct conn **c)
+{
+	*c = conn_close(*c);
+}
+
+int doctor_main(struct cli *c)
+{
+	struct err err = { 0 };
+	_cleanup_(close_conn) struct conn *conn = NULL;
+	int r = conn_open(&conn, NULL, &err);
+	if (r < 0)
+		return doctor_alone(c, &err);
+	ProtobufCMessage *m = NULL;
+	r = conn_ask(conn, c->verb->words, c->request, c->verb->reply, ANSWER_MS, &m, &err);
+	if (r < 0)
+		return cli_error(c->verb, r, &err);
+	const Copia__DoctorReply *reply = (const void *)m;
+	int code = cli_show(c, m);
+	for (size_t i = 0; i < reply->n_findings; i++)
+		if (!strcmp(reply->findings[i]->level, "problem"))
+			code = EXIT_FAILED;
+	protobuf_c_message_free_unpacked(m, NULL);
+	return code;
+}
