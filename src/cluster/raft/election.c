@@ -41,10 +41,25 @@ void follower_become(struct raft *r, uint64_t term, uint64_t leader)
 		election_timer_reset(r);
 }
 
+/* A server that its latest configuration leaves out still campaigns while it does not know that
+ * entry to be committed and was a voter before it: it may be the only one that has the entry, and
+ * then nobody else can win (§4.2.2). Its own vote does not count. */
+static bool is_leaving(const struct raft *r)
+{
+	struct raft_config buf;
+	uint64_t index;
+
+	if (r->config_index <= r->commit)
+		return false;
+	return config_votes(config_as_of(r, r->config_index - 1, &buf, &index), r->self);
+}
+
 static bool may_campaign(const struct raft *r)
 {
 	/* While the state is being replaced by a snapshot the log is not whole. */
-	return config_votes(&r->config, r->self) && !r->incoming.installing;
+	if (r->incoming.installing)
+		return false;
+	return config_votes(&r->config, r->self) || is_leaving(r);
 }
 
 static bool majority_says_yes(const struct raft *r)

@@ -136,7 +136,9 @@ void output_end(struct raft *r)
 {
 	struct raft_update *up = r->up;
 
-	r->told = MAX(r->told, MIN(r->commit, r->log.durable));
+	/* While the driver loads a snapshot the state must not move. */
+	if (!r->incoming.installing)
+		r->told = MAX(r->told, MIN(r->commit, r->log.durable));
 	for (size_t i = 0; i < r->out_count; i++) {
 		struct raft_message *m = &r->out[i];
 		if (m->type == RAFT_MSG_APPEND && m->append.count)

@@ -1,11 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Faults that can be built into the core with -DRAFT_PLANT=n, so that the bench can prove that it
- * finds them (tests/raft). A product build has 0 and the compiler removes every one of them. */
+ * finds them (tests/raft). Without it the compiler removes every one of them. A build with it may
+ * change the fault at run time through raft_planted. */
 #pragma once
-
-#ifndef RAFT_PLANT
-#define RAFT_PLANT 0
-#endif
 
 enum raft_plant {
 	PLANT_NONE = 0,
@@ -17,9 +14,14 @@ enum raft_plant {
 	PLANT_READ_UNCONFIRMED = 6,       /* a read is answered without confirming leadership */
 	PLANT_NO_CONSISTENCY_CHECK = 7,   /* entries are taken without comparing the one before */
 	PLANT_LEASE_WITHOUT_STICKING = 8, /* voters forget the leader's lease */
-	PLANT_SNAPSHOT_KEEPS_LOG = 9, /* an installed snapshot keeps a log that does not fit it */
-	PLANT_TERM_NOT_RAISED = 10,   /* a sole voter leads again in its old term */
+	PLANT_SNAPSHOT_KEEPS_LOG = 9,     /* an installed snapshot keeps a log that does not fit */
+	PLANT_TERM_NOT_RAISED = 10,       /* a sole voter leads again in its old term */
 	PLANT_COUNT = 11,
 };
 
-#define planted(fault) (RAFT_PLANT == (fault))
+#ifdef RAFT_PLANT
+extern int raft_planted; /* step.c; RAFT_PLANT at first */
+#define planted(fault) (raft_planted == (fault))
+#else
+#define planted(fault) false
+#endif

@@ -4,6 +4,10 @@
 #include <assert.h>
 #include <errno.h>
 
+#ifdef RAFT_PLANT
+int raft_planted = RAFT_PLANT;
+#endif
+
 /* What a leader says to its followers. */
 static bool is_of_leader(const struct raft_message *m)
 {
