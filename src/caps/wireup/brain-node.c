@@ -380,9 +380,11 @@ int brain_new(struct brain **ret, int fd, const char *path, const struct brain_h
 	b->hooks = *hooks;
 	b->link.fd = b->listener.fd = -1;
 	b->epoll = epoll_create1(EPOLL_CLOEXEC);
-	int r = b->epoll < 0 ? err_set(err, -errno, "epoll: %s", strerror(errno))
-		: fd >= 0    ? link_open(b, fd, err)
-			     : listener_open(b, path, err);
+	int r = b->epoll < 0 ? err_set(err, -errno, "epoll: %s", strerror(errno)) : 0;
+	if (r == 0 && path)
+		r = listener_open(b, path, err);
+	if (r == 0 && fd >= 0)
+		r = link_open(b, fd, err);
 	if (r < 0) {
 		brain_free(b);
 		return r;

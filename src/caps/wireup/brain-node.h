@@ -36,7 +36,8 @@ struct brain_hooks {
 
 struct brain;
 
-/* `fd` >= 0: a connected stream socket, owned from now on. Else listen at `path` (mode 0600). */
+/* `fd` >= 0: a connected stream socket, owned from now on. `path` not NULL: listen there as well
+ * (mode 0600). Without `path` the end of the link is the end of brain_run(). */
 int brain_new(struct brain **ret, int fd, const char *path, const struct brain_hooks *hooks,
 	      struct err *err);
 struct brain *brain_free(struct brain *b); /* returns NULL */

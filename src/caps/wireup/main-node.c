@@ -64,8 +64,8 @@ static int options_read(int argc, char **argv, struct options *ret, struct err *
 			return err_set(err, -EINVAL, "see copia-wireup --help");
 		}
 	}
-	if (r == 0 && ((ret->fd < 0) == !ret->path || optind < argc))
-		r = err_set(err, -EINVAL, "either --fd or --listen; see copia-wireup --help");
+	if (r == 0 && ((ret->fd < 0 && !ret->path) || optind < argc))
+		r = err_set(err, -EINVAL, "--fd or --listen or both; see copia-wireup --help");
 	return r;
 }
 
