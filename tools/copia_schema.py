@@ -118,6 +118,7 @@ class Schema:
     def __init__(self, data):
         full = self._parse(data)
         self.messages, self.verbs, files = {}, [], []
+        self.exit_codes = []  # (code, text)
         for file in full.file:
             if file.package == "copia":
                 files.append(file)
@@ -147,6 +148,10 @@ class Schema:
         comments = {tuple(l.path): l for l in file.source_code_info.location}
         for i, proto in enumerate(file.message_type):
             self._read_message(proto, f"{file.package}.{proto.name}", comments, (4, i))
+        for i, enum in enumerate(file.enum_type):
+            if enum.name == "ExitCode":
+                self.exit_codes = [(value.number, clean_comment(comments.get((5, i, 2, j))))
+                                   for j, value in enumerate(enum.value)]
 
     def _read_message(self, proto, full_name, comments, path):
         message = Message(proto, full_name)

@@ -87,6 +87,9 @@ def table_text(schema, names):
     out += [f"\t{{ {quoted(name)}, {quoted(title)} }},\n" for name, title in copia_schema.GROUPS]
     out.append("};\nconst size_t verb_group_count = sizeof(verb_groups) / "
                "sizeof(verb_groups[0]);\n")
+    out.append("const struct verb_exit verb_exits[] = {\n")
+    out += [f"\t{{ {code}, {quoted(text)} }},\n" for code, text in schema.exit_codes]
+    out.append("};\nconst size_t verb_exit_count = sizeof(verb_exits) / sizeof(verb_exits[0]);\n")
     out.append("const struct verb *verb_find(const char *words)\n{\n"
                "\tfor (size_t i = 0; i < verb_count; i++)\n"
                "\t\tif (!strcmp(verbs[i].words, words))\n\t\t\treturn &verbs[i];\n"

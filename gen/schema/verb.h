@@ -70,6 +70,14 @@ struct verb_group {
 	const char *name, *title;
 };
 
+/* Exit codes of the command. */
+struct verb_exit {
+	int code;
+	const char *text;
+};
+extern const struct verb_exit verb_exits[];
+extern const size_t verb_exit_count;
+
 /* Sorted by group, within a group as declared. */
 extern const struct verb verbs[];
 extern const size_t verb_count;

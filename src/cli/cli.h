@@ -9,16 +9,18 @@
 #include "cli/args.h"
 #include "cli/show.h"
 
-/* Exit codes, documented in copia(1). `copia run` and `copia exec` use the program's own. */
+#include "schema/local.pb-c.h"
+
+/* Exit codes; the schema says what they mean. `run` and `exec` end with the program's own. */
 enum exit_code {
-	EXIT_OK = 0,
-	EXIT_FAILED = 1,
-	EXIT_USAGE = 2,
-	EXIT_NO_DAEMON = 3,
-	EXIT_NOT_FOUND = 4,
-	EXIT_REFUSED = 5,
-	EXIT_BUSY = 6,
-	EXIT_NO_LEADER = 7,
+	EXIT_OK = COPIA__EXIT_CODE__EXIT_OK,
+	EXIT_FAILED = COPIA__EXIT_CODE__EXIT_FAILED,
+	EXIT_USAGE = COPIA__EXIT_CODE__EXIT_USAGE,
+	EXIT_NO_DAEMON = COPIA__EXIT_CODE__EXIT_NO_DAEMON,
+	EXIT_NOT_FOUND = COPIA__EXIT_CODE__EXIT_NOT_FOUND,
+	EXIT_REFUSED = COPIA__EXIT_CODE__EXIT_REFUSED,
+	EXIT_BUSY = COPIA__EXIT_CODE__EXIT_BUSY,
+	EXIT_NO_LEADER = COPIA__EXIT_CODE__EXIT_NO_LEADER,
 };
 
 /* One call of the command. */

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-/* What is not listed is 1. The list stands in copia(1), too. */
+/* What is not listed is EXIT_FAILED. */
 static const struct {
 	int code;
 	enum exit_code exit;

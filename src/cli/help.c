@@ -194,9 +194,10 @@ void help_all(struct str *out, const struct show_style *s)
 		(void)snprintf(name, sizeof(name), "--%s", args_options[i].name);
 		add_entry(out, name, args_options[i].description, s);
 	}
-	add_heading(out, "\nExit codes", s);
-	add_wrapped(out,
-		    "0 done, 1 failed, 2 wrong usage, 3 no daemon, 4 not found, 5 refused, 6 busy: "
-		    "try again, 7 no leader; run and exec: the program's own.",
-		    0, 0, columns_of(s));
+	add_heading(out, "\nExit codes (run and exec: the program's own)", s);
+	for (size_t i = 0; i < verb_exit_count; i++) {
+		char code[12];
+		(void)snprintf(code, sizeof(code), "%d", verb_exits[i].code);
+		add_entry(out, code, verb_exits[i].text, s);
+	}
 }

@@ -5,7 +5,6 @@
 #include "cli/nearest.h"
 #include "lib/conn.h"
 
-#include "schema/local.pb-c.h"
 #include "schema/members.pb-c.h"
 
 #include <errno.h>
