@@ -52,6 +52,7 @@ struct liveness_window {
 	uint64_t incarnation; /* of the sender; greater replaces, less is refused */
 	uint64_t newest;      /* sequence; 0 = none yet: sequences start at 1 */
 	uint64_t seen;        /* bit i: newest - i was seen */
+	uint64_t first;       /* the sequence that we began with */
 };
 
 void liveness_peer_init(struct liveness_peer *p, unsigned path_count,

@@ -35,8 +35,12 @@ struct cgroups {
 	char detail[512];                  /* for `copia doctor`: what was found, why not better */
 };
 
-/* Find and make our folders. Never fails: the worst case is kind CGROUP_NONE. */
+/* Find and make our folders, and note them in STATE/cgroups. Never fails: the worst case is kind
+ * CGROUP_NONE. May move the calling process into a group next to the tasks' folder, for a v2 group
+ * with processes of its own cannot hand controllers down. */
 void cgroups_open(struct cgroups *g, const char *state_dir);
+/* Only find what STATE/cgroups names, as left by an earlier cgroups_open(). */
+void cgroups_find(struct cgroups *g, const char *state_dir);
 void cgroups_close(struct cgroups *g);
 /* Remove our folders where they are empty. */
 void cgroups_remove(struct cgroups *g);

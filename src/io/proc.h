@@ -18,8 +18,9 @@
  * in the kernel), named in err; -EACCES /proc cannot be read. */
 int kill_leftovers(const char *state_dir, pid_t spare, struct err *err);
 
-/* One pass: kill all processes with the mark of one of these tasks. Returns how many there were. */
-int proc_kill_marked(const char *state_dir, const struct id *tasks, size_t count);
+/* One pass over our own children: kill those that carry the mark of one of these (ended) tasks. The
+ * caller is a subreaper, so orphans of its tasks are its children. Returns how many there were. */
+int proc_kill_orphans(const char *state_dir, const struct id *tasks, size_t count);
 
 /* Text after "NAME=" in /proc/PID/environ into buf; false when absent or not readable. */
 bool proc_environ(pid_t pid, const char *name, char *buf, size_t size);
