@@ -200,6 +200,7 @@ static void rank_exec(struct drive *d, unsigned rank, int out)
 	struct drive_node *n = &d->at[r->node];
 	char number[16];
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	(void)setsid(); /* as every launcher does: a scheduling group of its own */
 	if (host_enter(&d->hosts[r->node]) < 0)
 		_exit(126);
 	dup2(out, STDOUT_FILENO);
