@@ -269,8 +269,8 @@ def missing_texts(schema):
                 yield f"{verb.words}: {what} is missing"
         if verb.options.help.endswith("."):
             yield f"{verb.words}: help ends with a full stop"
-        if not re.match(r"copia ", verb.options.example):
-            yield f"{verb.words}: the example does not begin with copia"
+        if f"copia {verb.words}" not in verb.options.example:
+            yield f"{verb.words}: the example does not use the verb"
         for field in verb.args:
             if not field.comment:
                 yield f"{verb.words}: field {field.name} has no comment"

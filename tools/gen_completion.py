@@ -93,14 +93,14 @@ _copia() {
 	((last >= 0)) && { ((at < last)) && kind=${kinds[at]} || kind=${kinds[last]}; }
 	((last >= 0 && at > last)) && [[ $kind != *+ ]] && kind=
 	kind=${kind%+}
-	if [[ $kind == rest ]]; then
-		# A command line of its own: its first word is a program, the rest are files.
-		if ((at > last)); then
-			COMPREPLY=($(compgen -f -- "$word"))
-		elif [[ $word != -* ]]; then
-			COMPREPLY=($(compgen -c -- "$word"))
-		fi
-		[[ ${#COMPREPLY[@]} -gt 0 ]] && return
+	if [[ $kind == rest ]] && ((at > last)); then
+		# Behind the program's name: its own words, most likely files.
+		COMPREPLY=($(compgen -f -- "$word"))
+		return
+	fi
+	if [[ $kind == rest && $word != -* ]]; then
+		COMPREPLY=($(compgen -c -- "$word"))
+		return
 	fi
 	if [[ $word == -* || -z $kind ]]; then
 		COMPREPLY=($(compgen -W "${_copia_options[$verb]}" -- "$word"))

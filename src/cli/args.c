@@ -143,7 +143,10 @@ static int put_option(struct reader *r, const struct verb_arg *a, const char *va
 		return put(r, a, "true", err);
 	}
 	if (!value && r->at == r->count)
-		return err_set(err, -EINVAL, "--%s needs a value: %s", a->name, a->value);
+		return err_set(err, -EINVAL, "--%s needs a value: %s%s", a->name, a->value,
+			       !strcmp(a->unit, "ms")      ? ", like 90s, 5m or 2h"
+			       : !strcmp(a->unit, "bytes") ? ", like 64K, 10M or 2G"
+							   : "");
 	return put(r, a, value ? value : r->words[r->at++], err);
 }
 

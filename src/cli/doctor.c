@@ -76,6 +76,45 @@ static void check_kernel(struct findings *f)
 		add(f, "ok", "namespaces can be made", "", "");
 }
 
+static void add_part(struct str *out, const char *label, const char *text)
+{
+	if (!*text)
+		return;
+	str_printf(out, "         %s", label);
+	show_text(out, text, false);
+	str_puts(out, "\n");
+}
+
+/* Remedies are commands to be copied: they are never cut to the width of a table. */
+static int show_findings(const struct cli *c, const Copia__DoctorReply *reply)
+{
+	static const struct {
+		const char *level, *colour;
+	} colours[] = {
+		{ "ok", "32" }, { "note", "36" }, { "warning", "33" }, { "problem", "31" }
+	};
+	if (c->common.json)
+		return cli_show(c, &reply->base);
+	_cleanup_(str_free) struct str out = { 0 };
+	for (size_t i = 0; i < reply->n_findings; i++) {
+		const Copia__Finding *f = reply->findings[i];
+		const char *colour = NULL;
+		for (size_t k = 0; k < ARRAY_LEN(colours); k++)
+			if (c->style.colour && !strcmp(colours[k].level, f->level))
+				colour = colours[k].colour;
+		str_printf(&out, "%s%s%s", colour ? "\x1b[" : "", colour ? colour : "",
+			   colour ? "m" : "");
+		_cleanup_(str_free) struct str level = { 0 };
+		show_text(&level, f->level, false);
+		str_printf(&out, "%-7s%s  ", str_text(&level), colour ? "\x1b[0m" : "");
+		show_text(&out, f->what, false);
+		str_puts(&out, "\n");
+		add_part(&out, "effect: ", f->effect);
+		add_part(&out, "remedy: ", f->remedy);
+	}
+	return cli_print(&out);
+}
+
 /* What can be seen from here when no daemon answers. */
 static int doctor_alone(struct cli *c, const struct err *why)
 {
@@ -85,7 +124,7 @@ static int doctor_alone(struct cli *c, const struct err *why)
 	Copia__DoctorReply reply = COPIA__DOCTOR_REPLY__INIT;
 	reply.n_findings = f.count;
 	reply.findings = f.list;
-	(void)cli_show(c, &reply.base);
+	(void)show_findings(c, &reply);
 	return EXIT_NO_DAEMON;
 }
 
@@ -106,7 +145,7 @@ int doctor_main(struct cli *c)
 	if (r < 0)
 		return cli_error(c->verb, r, &err);
 	const Copia__DoctorReply *reply = (const void *)m;
-	int code = cli_show(c, m);
+	int code = show_findings(c, reply);
 	for (size_t i = 0; i < reply->n_findings; i++)
 		if (!strcmp(reply->findings[i]->level, "problem"))
 			code = EXIT_FAILED;

@@ -13,6 +13,8 @@ static unsigned columns_of(const struct show_style *s)
 
 static void add_heading(struct str *out, const char *text, const struct show_style *s)
 {
+	if (out->len)
+		str_puts(out, "\n");
 	str_printf(out, s->colour ? "\x1b[1m%s\x1b[0m\n" : "%s\n", text);
 }
 
@@ -77,7 +79,7 @@ static void add_arguments(struct str *out, const struct verb *v, const struct sh
 		if (!a->positional || a->hidden)
 			continue;
 		if (!begun)
-			add_heading(out, "\nArguments:", s);
+			add_heading(out, "Arguments:", s);
 		begun = true;
 		_cleanup_(str_free) struct str text = { 0 };
 		str_puts(&text, a->description);
@@ -102,7 +104,7 @@ static void add_option(struct str *out, char letter, const char *name, const cha
 
 static void add_options(struct str *out, const struct verb *v, const struct show_style *s)
 {
-	add_heading(out, "\nOptions:", s);
+	add_heading(out, "Options:", s);
 	for (size_t i = 0; i < v->arg_count; i++) {
 		const struct verb_arg *a = &v->args[i];
 		if (a->positional || a->hidden)
@@ -126,11 +128,11 @@ void help_verb(struct str *out, const struct verb *v, const struct show_style *s
 	str_puts(out, "\n");
 	add_wrapped(out, v->description, 0, 0, columns_of(s));
 	if (v->root)
-		add_wrapped(out, "Only root and the user that runs the daemon may do this.", 0, 0,
+		add_wrapped(out, "\nOnly root and the user that runs the daemon may do this.", 0, 0,
 			    columns_of(s));
 	add_arguments(out, v, s);
 	add_options(out, v, s);
-	add_heading(out, "\nExample:", s);
+	add_heading(out, "Example:", s);
 	str_printf(out, "  %s\n", v->example);
 }
 
@@ -150,8 +152,6 @@ static bool add_group(struct str *out, const struct verb_group *g, const char *b
 		const struct verb *v = &verbs[i];
 		if (strcmp(v->group, g->name) || !begins_with_words(v->words, begin))
 			continue;
-		if (!begun)
-			str_puts(out, out->len ? "\n" : "");
 		if (!begun)
 			add_heading(out, g->title, s);
 		begun = true;
@@ -188,13 +188,13 @@ void help_all(struct str *out, const struct show_style *s)
 {
 	str_puts(out, "Usage: copia VERB [OPTIONS] [ARGUMENTS]\n");
 	(void)help_some(out, "", s);
-	add_heading(out, "\nEvery verb", s);
+	add_heading(out, "Every verb", s);
 	for (size_t i = 0; i < args_option_count; i++) {
 		char name[40];
 		(void)snprintf(name, sizeof(name), "--%s", args_options[i].name);
 		add_entry(out, name, args_options[i].description, s);
 	}
-	add_heading(out, "\nExit codes (run and exec: the program's own)", s);
+	add_heading(out, "Exit codes (run and exec: the program's own)", s);
 	for (size_t i = 0; i < verb_exit_count; i++) {
 		char code[12];
 		(void)snprintf(code, sizeof(code), "%d", verb_exits[i].code);

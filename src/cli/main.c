@@ -56,8 +56,14 @@ static int unknown_verb(char *const *words, int count)
 	if (is_beginning(words[0]) && count > 1 && words[1][0] != '-')
 		str_printf(&typed, " %s", words[1]);
 	const char *best = NULL;
+	_cleanup_(str_free) struct str first = { 0 };
 	for (size_t i = 0; i < verb_count; i++)
 		nearest_try(str_text(&typed), verbs[i].words, &best);
+	for (size_t i = 0; i < verb_count && !best; i++) {
+		str_clear(&first);
+		str_add(&first, verbs[i].words, strcspn(verbs[i].words, " "));
+		nearest_try(words[0], str_text(&first), &best);
+	}
 	struct err err = { 0 };
 	if (best)
 		(void)err_set(&err, -EINVAL, "unknown verb \"%.60s\"; did you mean \"%s\"?",

@@ -1,0 +1,140 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Every verb is explained everywhere: texts.py COPIA SCHEMA_SET MANUAL.1 COMPLETION.bash
+
+Each has help, a description, an example and described arguments in the schema; `copia VERB --help`
+shows them; copia(1) has a section; completion offers the verb, its options and nothing wrong.
+"""
+import re
+import subprocess
+import sys
+
+TOOLS = __file__.rsplit("/tests/", 1)[0] + "/tools"
+sys.path.insert(0, TOOLS)
+import copia_schema  # noqa: E402
+
+faults = []
+checks = 0
+
+
+def check(good, text):
+    global checks
+    checks += 1
+    if not good:
+        faults.append(text)
+
+
+def plain(text):
+    return " ".join(text.split())
+
+
+def check_help(copia, verb):
+    done = subprocess.run([copia, *verb.words.split(), "--help"], capture_output=True, text=True,
+                          check=False)
+    text = plain(done.stdout)
+    check(done.returncode == 0, f"copia {verb.words} --help: exit {done.returncode}")
+    check(text.startswith(f"Usage: {verb.usage()} "), f"copia {verb.words} --help: usage")
+    check(plain(verb.description) in text, f"copia {verb.words} --help: description")
+    check(verb.options.example in text, f"copia {verb.words} --help: example")
+    for field in verb.args:
+        check(plain(field.comment) in text, f"copia {verb.words} --help: {field.name}")
+        if not field.options.positional:
+            check(f"--{field.typed_name()}" in text, f"copia {verb.words} --help: {field.name}")
+
+
+def check_examples(copia, verb):
+    """An example is accepted as it stands: what fails is only that there is no daemon."""
+    for command in re.findall(r"copia [^|&;<>()]*", verb.options.example):
+        # The lab would really act, help and completion need no daemon.
+        if verb.options.local:
+            continue
+        words = command.split("'")[0].split() + (["x"] if "'" in command else [])
+        done = subprocess.run([copia] + words[1:], capture_output=True, text=True, check=False,
+                              env={"COPIA_SOCKET": "/nonexistent/copia.sock"}, timeout=20,
+                              stdin=subprocess.DEVNULL)
+        check(done.returncode != 2, f"example of {verb.words}: {done.stderr}")
+
+
+def manual_text(path):
+    done = subprocess.run(["groff", "-k", "-man", "-Tutf8", "-rLL=400n", "-P-cbou", path],
+                          capture_output=True, text=True, check=True)
+    check(not done.stderr, f"groff complains about the manual: {done.stderr}")
+    # Hyphens and quotes of typography, and where lines were broken.
+    table = str.maketrans("‐−‘’“”", "--''\"\"")
+    return plain(done.stdout.translate(table))
+
+
+def check_manual(text, verb):
+    check(verb.usage() in text, f"copia(1) has no section for {verb.words}")
+    example = f"Example: {verb.options.example}"
+    check(example in text, f"copia(1) has no example for {verb.words}")
+    for field in verb.options_typed:
+        check(f"--{field.typed_name()}" in text, f"copia(1): --{field.typed_name()} is missing")
+
+
+def completions(script, lines):
+    """What bash would offer for each line; no daemon is asked."""
+    program = (f". '{script}'\n_copia_ask() {{ printf 'n1\\nn2\\n'; }}\n"
+               "while IFS= read -r COMP_LINE; do\n"
+               "  COMP_POINT=${#COMP_LINE}; COMP_WORDS=($COMP_LINE); COMP_CWORD=${#COMP_WORDS[@]}\n"
+               "  COMPREPLY=(); _copia; printf '%s\\n' \"${COMPREPLY[*]}\"\ndone\n")
+    done = subprocess.run(["bash", "-c", program], input="\n".join(lines) + "\n",
+                          capture_output=True, text=True, check=False)
+    check(not done.stderr, f"completion: {done.stderr}")
+    return dict(zip(lines, done.stdout.split("\n")))
+
+
+def check_completion(script, schema):
+    first, second = {}, {}
+    for verb in schema.verbs:
+        words = verb.words.split()
+        first.setdefault(words[0], verb)
+        second[f"copia {verb.words[:-1]}"] = words[-1]
+    lines = ["copia ", "copia nod", "copia drain ", "copia drain n", "copia init --profile ",
+             "copia init --profile=", "copia lab ", "copia rotate ", "copia events -",
+             "copia run --on n1,", "copia run -n 2 --mpi p", "copia kill -s TERM n",
+             "copia run true --mp"]
+    options = {f"copia {v.words} --": v for v in schema.verbs}
+    got = completions(script, lines + list(options) + list(second))
+    offered = got["copia "].split()
+    check(sorted(offered) == sorted(first) or set(offered) == set(first),
+          f"completion offers {offered}")
+    for line, last in second.items():
+        check(last in got[line].split(), f"completion of {line!r}: {got[line]!r}")
+    for line, verb in options.items():
+        if any(f.options.rest for f in verb.positionals) and not verb.options_typed:
+            continue
+        wanted = {"--" + f.typed_name() for f in verb.options_typed} | {"--json", "--help"}
+        check(wanted <= set(got[line].split()), f"completion of {line!r}: {got[line]!r}")
+    for line, wanted in [("copia nod", "nodes"), ("copia drain ", "n1 n2"),
+                         ("copia drain n", "n1 n2"), ("copia init --profile ", "fast lan wan"),
+                         ("copia init --profile=", "fast lan wan"),
+                         ("copia rotate ", "keys certificates all"),
+                         ("copia run --on n1,", "n1,all n1,n1 n1,n2"),
+                         ("copia run -n 2 --mpi p", "pmix pmi1")]:
+        check(got[line] == wanted, f"completion of {line!r}: {got[line]!r}, not {wanted!r}")
+    check("-f" in got["copia events -"].split(), "completion knows no letters")
+    check("--mpi" not in got["copia run true --mp"].split(),
+          "completion offers options behind the program")
+
+
+def main():
+    _, copia, set_path, manual, script = sys.argv
+    schema = copia_schema.load(set_path)
+    for fault in copia_schema.missing_texts(schema):
+        check(False, fault)
+    text = manual_text(manual)
+    for verb in schema.verbs:
+        check_help(copia, verb)
+        check_examples(copia, verb)
+        check_manual(text, verb)
+    check_completion(script, schema)
+    for code, meaning in schema.exit_codes:
+        check(plain(meaning) in text, f"copia(1): exit code {code}")
+    print("\n".join(faults))
+    print(f"{len(schema.verbs)} verbs, {checks} checks, {len(faults)} failed")
+    sys.exit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""What the command says, compared letter by letter: transcripts.py [--update] COPIA FILE...
+
+A transcript is a list of
+    $ copia WORDS…            a shell command; `$ tty 60: copia …` runs it on a terminal of 60 columns
+    what it prints            both outputs, standard error behind standard output
+    [exit 2]                  where it is not 0
+and lines that begin with "#: " between them. --update writes what came instead of comparing.
+"""
+import difflib
+import fcntl
+import os
+import pathlib
+import pty
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+
+TIME_LIMIT_S = 20
+
+
+def environment(copia, folder):
+    env = {"PATH": f"{pathlib.Path(copia).resolve().parent}:/usr/bin:/bin", "LC_ALL": "C.UTF-8",
+           "TZ": "UTC", "HOME": folder, "TERM": "xterm"}
+    # No daemon, unless the caller has one.
+    env["COPIA_SOCKET"] = os.environ.get("COPIA_TEST_SOCKET", "/nonexistent/copia.sock")
+    # Sanitizers and coverage of the caller hold here, too.
+    return {**{k: v for k, v in os.environ.items() if k.endswith("_OPTIONS")}, **env}
+
+
+def run_plain(command, env, folder):
+    done = subprocess.run(["sh", "-c", command], env=env, cwd=folder, stdin=subprocess.DEVNULL,
+                          capture_output=True, timeout=TIME_LIMIT_S, check=False)
+    return (done.stdout + done.stderr).decode(errors="replace"), done.returncode
+
+
+def run_on_terminal(command, columns, env, folder):
+    mine, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen(["sh", "-c", command], env=env, cwd=folder, stdin=subprocess.DEVNULL,
+                          stdout=theirs, stderr=theirs) as child:
+        os.close(theirs)
+        got = b""
+        while True:
+            try:
+                more = os.read(mine, 65536)
+            except OSError:  # all ends of the other side are closed
+                break
+            if not more:
+                break
+            got += more
+        os.close(mine)
+        code = child.wait(TIME_LIMIT_S)
+    return got.decode(errors="replace").replace("\r\n", "\n").replace("\x1b", "\\e"), code
+
+
+def run(command, env, folder):
+    terminal = re.match(r"tty (\d+): (.*)", command)
+    if terminal:
+        text, code = run_on_terminal(terminal[2], int(terminal[1]), env, folder)
+    else:
+        text, code = run_plain(command, env, folder)
+    if text and not text.endswith("\n"):
+        text += "[no line break]\n"
+    return text + (f"[exit {code}]\n" if code else "")
+
+
+def replay(path, env):
+    """The transcript as it would be written now. A backslash at the end goes on in the next line."""
+    made, count = "", 0
+    with tempfile.TemporaryDirectory() as folder:
+        lines = iter(path.read_text(encoding="utf-8").splitlines(keepends=True))
+        for line in lines:
+            if line.startswith("#: "):
+                made += line
+            if not line.startswith("$ "):
+                continue
+            made += line
+            command = line[2:]
+            while command.endswith("\\\n"):
+                more = next(lines)
+                made += more
+                command = command[:-2] + more
+            made += run(command.rstrip("\n"), env, folder)
+            count += 1
+    return made, count
+
+
+def main():
+    words = sys.argv[1:]
+    update = words[0] == "--update"
+    copia, *files = words[1:] if update else words
+    failed = 0
+    for name in files:
+        path = pathlib.Path(name)
+        with tempfile.TemporaryDirectory() as home:
+            made, count = replay(path, environment(copia, home))
+        old = path.read_text(encoding="utf-8")
+        if update:
+            path.write_text(made, encoding="utf-8")
+        elif made != old:
+            failed += 1
+            sys.stdout.writelines(difflib.unified_diff(
+                old.splitlines(keepends=True), made.splitlines(keepends=True),
+                f"{path.name} (expected)", f"{path.name} (now)"))
+        print(f"{path.name}: {count} commands")
+        if not count:
+            failed += 1
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
