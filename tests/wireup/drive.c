@@ -166,7 +166,7 @@ static int job_send(struct drive *d, unsigned at, struct err *err)
 	j.apps = apps;
 	j.n_apps = d->apps ? size_of(d) : 0;
 	j.networks = networks;
-	j.n_networks = d->mislead && !getenv("DRIVE_NO_NETWORKS");
+	j.n_networks = (d->mislead || d->bridge) && !getenv("DRIVE_NO_NETWORKS");
 	for (unsigned i = 0; i < d->per_node && j.pmi1; i++) {
 		int pair[2];
 		if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
@@ -487,7 +487,7 @@ int drive_run(struct drive *d, struct err *err)
 	for (unsigned i = 0; i < HOSTS_MAX; i++)
 		d->at[i] = (struct drive_node){ .fd = -1 };
 	if (d->pretend)
-		r = hosts_make(d->hosts, d->nodes, err);
+		r = hosts_make(d->hosts, d->nodes, d->bridge, err);
 	if (r == 0 && d->mislead)
 		r = hosts_mislead(d->hosts, d->nodes, err);
 	for (unsigned i = 0; i < d->nodes && r == 0; i++)

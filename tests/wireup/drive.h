@@ -39,6 +39,7 @@ struct drive {
 	char *const *program; /* with arguments, NULL at the end */
 	unsigned nodes, per_node;
 	bool pretend; /* nodes are hosts of their own */
+	bool bridge; /* the first host's own interface is the bridge; the job is told the network */
 	bool mislead; /* with an interface that leads nowhere; the job is told the right network */
 	bool cut;     /* break each link once, with the frame that was just read lost */
 	bool lose;    /* lose every seventh exchange */

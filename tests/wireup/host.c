@@ -63,19 +63,24 @@ static int ip(const struct host *host, const char *line, struct err *err)
 	return 0;
 }
 
-static int host_wire(const struct host *first, const struct host *host, unsigned at,
+static int host_wire(const struct host *first, const struct host *host, unsigned at, bool bridge,
 		     struct err *err)
 {
 	char line[256];
+	const char *name = bridge ? "net0" : "switch";
 	int r = ip(host, "link set lo up", err);
+	snprintf(line, sizeof(line), "link add %s type bridge", name);
 	if (at == 0 && r == 0)
-		r = ip(host, "link add net0 type bridge", err);
+		r = ip(host, line, err);
+	snprintf(line, sizeof(line), "link set %s up", name);
+	if (at == 0 && r == 0)
+		r = ip(host, line, err);
 	snprintf(line, sizeof(line), "link add to%u netns %d type veth peer name net0 netns %d", at,
 		 (int)first->pid, (int)host->pid);
-	if (r == 0 && at)
+	if (r == 0 && (at || !bridge))
 		r = ip(NULL, line, err);
-	snprintf(line, sizeof(line), "link set to%u master net0 up", at);
-	if (r == 0 && at)
+	snprintf(line, sizeof(line), "link set to%u master %s up", at, name);
+	if (r == 0 && (at || !bridge))
 		r = ip(first, line, err);
 	snprintf(line, sizeof(line), "addr add 10.77.0.%u/24 dev net0", at + 1);
 	if (r == 0)
@@ -102,14 +107,14 @@ static int host_make(struct host *host, struct err *err)
 		    : 0;
 }
 
-int hosts_make(struct host *hosts, unsigned count, struct err *err)
+int hosts_make(struct host *hosts, unsigned count, bool bridge, struct err *err)
 {
 	int r = 0;
 	for (unsigned i = 0; i < count && r == 0; i++) {
 		snprintf(hosts[i].name, sizeof(hosts[i].name), "h%u", i);
 		r = host_make(&hosts[i], err);
 		if (r == 0)
-			r = host_wire(&hosts[0], &hosts[i], i, err);
+			r = host_wire(&hosts[0], &hosts[i], i, bridge, err);
 	}
 	return r;
 }

@@ -10,6 +10,7 @@
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <stdio.h>
+#include <unistd.h>
 
 struct list {
 	char **at;
@@ -101,6 +102,18 @@ static void devices_find(const struct job *j, struct list *ret)
 	freeifaddrs(all);
 }
 
+/* UCX 1.18 passes over bridges unless told: MPICH then finds no way to the other node. */
+static bool has_bridge(const struct list *devices)
+{
+	bool found = false;
+	for (size_t i = 0; i < devices->count && !found; i++) {
+		char path[128];
+		snprintf(path, sizeof(path), "/sys/class/net/%.64s/bridge", devices->at[i]);
+		found = access(path, F_OK) == 0;
+	}
+	return found;
+}
+
 static void join(char *const *texts, size_t count, struct str *ret)
 {
 	for (size_t i = 0; i < count; i++)
@@ -134,6 +147,8 @@ static int networks_say(const struct job *j, struct list *env, struct err *err)
 	list_printf(env, "FI_TCP_IFACE=%s", devices.at[0]);
 	list_printf(env, "FI_SOCKETS_IFACE=%s", devices.at[0]);
 	list_printf(env, "MPIR_CVAR_NEMESIS_TCP_NETWORK_IFACE=%s", devices.at[0]);
+	if (has_bridge(&devices))
+		list_add(env, "UCX_TCP_BRIDGE_ENABLE=y");
 	list_free(&devices);
 	str_free(&networks);
 	str_free(&names);
