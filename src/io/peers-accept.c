@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "base/log.h"
 #include "io/peers-internal.h"
 #include <assert.h>
 #include <errno.h>
@@ -127,10 +126,8 @@ static bool make_room(struct peers *p)
 		return true;
 	}
 	union addr any = { .any.sa_family = AF_INET };
-	uint32_t hidden;
-	if (peers_log_due(p, &any, 300, &hidden))
-		log_error(PEERS_LOG, "no descriptor left for new connections: raise the limit of "
-				     "open files");
+	peers_log(p, &any, 300,
+		  "no descriptor left for new connections: raise the limit of open files");
 	p->accept_paused = true;
 	(void)uv_poll_stop(&p->listen_poll);
 	peers_sweep_start(p);

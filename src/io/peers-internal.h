@@ -177,9 +177,9 @@ struct peers {
 struct peer *peers_find(const struct peers *p, uint32_t number); /* NULL: unknown */
 void peers_handle_closed(struct peers *p); /* one of p->handles is gone; may free `p` */
 void peers_tell(struct peer *peer, bool up, const char *reason);
-/* Says whether a line about this address and matter is due (once a minute). */
-bool peers_log_due(struct peers *p, const union addr *remote, unsigned matter,
-		   uint32_t *ret_hidden);
+/* A warning, once a minute for each address and matter. */
+void peers_log(struct peers *p, const union addr *remote, unsigned matter, const char *fmt, ...)
+    _printf_(4, 5);
 
 /* peers-accept.c */
 void peers_sweep_start(struct peers *p);

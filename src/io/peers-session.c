@@ -151,13 +151,12 @@ static void note_refusal(struct session *s, enum session_code code, const char *
 {
 	struct peers *p = s->p;
 	char remote[ADDR_TEXT];
-	uint32_t hidden;
 	size_t counter = refusals[code].counter;
 	if (counter)
 		++*(uint64_t *)((char *)&p->stats + counter);
-	if (code != SESSION_TIE && peers_log_due(p, &s->remote, code, &hidden))
-		log_warning(PEERS_LOG, "session with %s refused: %s (%u alike before)",
-			    addr_show(&s->remote, remote), text, hidden);
+	if (code != SESSION_TIE)
+		peers_log(p, &s->remote, code, "session with %s refused: %s",
+			  addr_show(&s->remote, remote), text);
 }
 
 void peers_session_refuse(struct session *s, enum session_code code, const char *fmt, ...)
@@ -356,13 +355,10 @@ static void accept_hello(struct session *s)
 static void on_refused(struct session *s, const struct session_message *m)
 {
 	char text[SESSION_TEXT_MAX + 1], why[PEERS_REASON_TEXT], remote[ADDR_TEXT];
-	uint32_t hidden;
 	uint32_t node = s->cert.node;
-	if (m->code != SESSION_TIE && s->stage != STAGE_UP &&
-	    peers_log_due(s->p, &s->remote, 100 + m->code, &hidden))
-		log_warning(PEERS_LOG, "node %u at %s refused a session: %s (%u alike before)",
-			    node, addr_show(&s->remote, remote), session_text(m->body, text),
-			    hidden);
+	if (m->code != SESSION_TIE && s->stage != STAGE_UP)
+		peers_log(s->p, &s->remote, 100 + m->code, "node %u at %s refused a session: %s",
+			  node, addr_show(&s->remote, remote), session_text(m->body, text));
 	(void)snprintf(why, sizeof(why), "node %u ended it: %s", node, session_text(m->body, text));
 	struct peer *peer = s->peer;
 	bool was_up = s->stage == STAGE_UP;
@@ -460,11 +456,9 @@ int peers_join_refuse(struct peers *p, uint64_t ticket, const char *reason)
 static void garbage(struct session *s, const char *what)
 {
 	char remote[ADDR_TEXT];
-	uint32_t hidden;
 	s->p->stats.garbage++;
-	if (peers_log_due(s->p, &s->remote, 200, &hidden))
-		log_warning(PEERS_LOG, "connection from %s closed: %s (%u alike before)",
-			    addr_show(&s->remote, remote), what, hidden);
+	peers_log(s->p, &s->remote, 200, "connection from %s closed: %s",
+		  addr_show(&s->remote, remote), what);
 }
 
 static void on_session_message(struct session *s, struct span body)
@@ -534,6 +528,8 @@ static void on_lost(struct tls_conn *c, const struct err *err)
 	bool bad = err->code == -EPROTO || err->code == -EMSGSIZE;
 	if (bad && (stage == STAGE_UP || !s->dialled) && stage != STAGE_ENDING)
 		garbage(s, err->msg);
+	if (err->code == -EKEYREJECTED && !s->dialled)
+		note_refusal(s, SESSION_CLUSTER, err->msg);
 	if (peer && s->dialled && stage < STAGE_UP)
 		peers_dial_failed(
 		    s, bad || err->code == -EKEYREJECTED ? SESSION_CERTIFICATE : SESSION_OTHER,

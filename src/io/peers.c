@@ -5,6 +5,7 @@
 #include "io/peers-internal.h"
 #include <assert.h>
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <sys/resource.h>
 
@@ -356,7 +357,8 @@ uint16_t peers_port(const struct peers *p)
 	return p->port;
 }
 
-bool peers_log_due(struct peers *p, const union addr *remote, unsigned matter, uint32_t *ret_hidden)
+/* NULL: not now. */
+static struct logged *find_logged(struct peers *p, const union addr *remote, unsigned matter)
 {
 	char host[ADDR_TEXT];
 	uint32_t hash = 2166136261u + matter; /* FNV-1a */
@@ -364,21 +366,37 @@ bool peers_log_due(struct peers *p, const union addr *remote, unsigned matter, u
 		hash = (hash ^ (uint8_t)*c) * 16777619u;
 
 	uint64_t now_ms = uv_now(p->loop);
-	struct logged *oldest = &p->logged[0];
+	struct logged *found = &p->logged[0];
 	for (size_t i = 0; i < PEERS_LOGGED; i++) {
 		struct logged *l = &p->logged[i];
-		if (l->hash == hash && now_ms < l->until_ms) {
-			l->hidden++;
-			return false;
-		}
-		if (l->hash == hash || l->until_ms < oldest->until_ms)
-			oldest = l;
+		if (l->hash == hash || l->until_ms < found->until_ms)
+			found = l;
 		if (l->hash == hash)
 			break;
 	}
-	if (oldest->hash != hash && now_ms < oldest->until_ms)
-		return false; /* many addresses at once: they must not flood the log either */
-	*ret_hidden = oldest->hash == hash ? oldest->hidden : 0;
-	*oldest = (struct logged){ .until_ms = now_ms + PEERS_LOG_MS, .hash = hash };
-	return true;
+	if (now_ms < found->until_ms) {
+		/* Told already, or many addresses at once: they must not flood the log either. */
+		found->hidden += found->hash == hash;
+		return NULL;
+	}
+	if (found->hash != hash)
+		*found = (struct logged){ .hash = hash };
+	found->until_ms = now_ms + PEERS_LOG_MS;
+	return found;
+}
+
+void peers_log(struct peers *p, const union addr *remote, unsigned matter, const char *fmt, ...)
+{
+	struct logged *l = find_logged(p, remote, matter);
+	if (!l)
+		return;
+	_cleanup_(str_free) struct str line = { 0 };
+	va_list args;
+	va_start(args, fmt);
+	str_vprintf(&line, fmt, args);
+	va_end(args);
+	if (l->hidden)
+		str_printf(&line, " (and %u times more in the last minutes)", l->hidden);
+	l->hidden = 0;
+	log_warning(PEERS_LOG, "%s", str_text(&line));
 }

@@ -127,7 +127,8 @@ static int verify(X509_STORE_CTX *ctx, void *unused)
 	if (r < 0) {
 		(void)snprintf(t->fault, sizeof(t->fault), "%.*s", (int)sizeof(t->fault) - 1,
 			       err.msg);
-		X509_STORE_CTX_set_error(ctx, X509_V_ERR_APPLICATION_VERIFICATION);
+		/* Becomes the alert "unknown CA", which the other side reads in explain(). */
+		X509_STORE_CTX_set_error(ctx, X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY);
 		t->foreign = pki_x509_read(X509_STORE_CTX_get0_cert(ctx), &t->peer, NULL) == 0;
 	}
 	ERR_clear_error();
@@ -323,6 +324,12 @@ static int explain(struct tls *t, int result, struct err *err)
 			return err_set(err, -EKEYREJECTED,
 				       "it presented a certificate of another cluster");
 		return err_set(err, -EPROTO, "it is not a Copia node");
+	}
+	if (ERR_GET_REASON(ERR_peek_last_error()) == SSL_R_TLSV1_ALERT_UNKNOWN_CA) {
+		ERR_clear_error();
+		return err_set(err, -EKEYREJECTED,
+			       "it does not accept this node's certificate: it belongs to another "
+			       "cluster");
 	}
 	return err_set(err, -EPROTO, "TLS failed: %s", pki_openssl_reason());
 }

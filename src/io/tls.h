@@ -32,8 +32,9 @@ void tls_free(struct tls *t); /* NULL is fine */
 /* Lend bytes that arrived; valid until tls_read() and tls_handshake() have used them all, which
  * they have when they return 0. */
 void tls_input(struct tls *t, const void *bytes, size_t len);
-/* 1: done, 0: more input needed. Errors: -EPROTO (also garbage), -EKEYREJECTED (certificate of
- * another cluster). On errors the output may hold an alert for the other side. */
+/* 1: done, 0: more input needed. Errors: -EPROTO (also garbage), -EKEYREJECTED (either
+ * side does not accept the other's certificate). On errors the output may hold an alert for the
+ * other side. */
 int tls_handshake(struct tls *t, struct err *err);
 bool tls_is_ready(const struct tls *t);
 /* Number of bytes read into `buf`, 0: more input needed. Errors: -EPROTO, -EPIPE (orderly end). */
