@@ -229,16 +229,24 @@ enum dedup_verdict dedup_check(struct dedup *d, const struct dedup_key *key, uin
 		return DEDUP_STALE;
 	if (key->sequence - p->low >= DEDUP_WINDOW)
 		return DEDUP_FAR;
+	return dedup_find(d, key, ret) ? DEDUP_KNOWN : DEDUP_NEW;
+}
+
+bool dedup_find(const struct dedup *d, const struct dedup_key *key, struct dedup_result *ret)
+{
+	const struct proposer *p = look_up(d, key->node, key->epoch);
+	if (!p)
+		return false;
 	size_t i = proposer_find(p, key->sequence);
 	if (i == p->end || p->at[i].sequence != key->sequence)
-		return DEDUP_NEW;
+		return false;
 	const struct done *x = &p->at[i];
 	*ret = (struct dedup_result){ .code = x->code,
 				      .index = x->index,
 				      .bytes = { x->bytes, x->len },
 				      .text = x->text ? x->text : "",
 				      .dropped = x->dropped };
-	return DEDUP_KNOWN;
+	return true;
 }
 
 void dedup_record(struct dedup *d, const struct dedup_key *key, const struct dedup_result *result)

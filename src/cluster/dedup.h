@@ -52,6 +52,9 @@ enum dedup_verdict dedup_check(struct dedup *d, const struct dedup_key *key, uin
 /* Keep the outcome of a command for which dedup_check() just said DEDUP_NEW; copies. */
 void dedup_record(struct dedup *d, const struct dedup_key *key, const struct dedup_result *result);
 
+/* Was it applied? Then *ret is its outcome. Changes nothing, so any node may ask at any time. */
+bool dedup_find(const struct dedup *d, const struct dedup_key *key, struct dedup_result *ret);
+
 /* Append everything to *out. Equal contents give equal bytes. */
 void dedup_save(const struct dedup *d, struct str *out);
 /* Errors: -EBADMSG (not what dedup_save() writes, or over a bound). */

@@ -36,5 +36,9 @@ int agreement_bootstrap(const struct agreement_settings *s, struct err *err);
 int agreement_open(struct agree **ret, const struct agreement_settings *s,
 		   const struct agree_events *events, struct err *err);
 
+/* To be called when a session with another node comes up or ends (peers_events.state): commands are
+ * sent again at once, and a leader that vanished is missed sooner. Only a hint. `a` may be NULL. */
+void agreement_session(struct agree *a, uint32_t node, bool up);
+
 /* Is there a log in `dir` (a controller's, now or once)? */
 bool agreement_exists(const char *dir);
