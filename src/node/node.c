@@ -172,6 +172,7 @@ static void on_alive(uv_timer_t *t)
 
 /* ---------------------------------------------------------------- start and end */
 
+/* Texts are copied: the title of the process takes the place of the arguments. */
 static int read_options(struct brain *b, int argc, char **argv, struct err *err)
 {
 	static const struct option options[] = { { "state", required_argument, NULL, 's' },
@@ -185,11 +186,11 @@ static int read_options(struct brain *b, int argc, char **argv, struct err *err)
 	int r = 0;
 	for (int o; r == 0 && (o = getopt_long(argc, argv, "", options, NULL)) >= 0;) {
 		if (o == 's')
-			b->node.settings.state_dir = optarg;
+			b->node.settings.state_dir = xstrdup(optarg);
 		else if (o == 'r')
-			b->node.settings.run_dir = optarg;
+			b->node.settings.run_dir = xstrdup(optarg);
 		else if (o == 'n')
-			b->name = optarg;
+			b->name = xstrdup(optarg);
 		else if (o == 'p')
 			r = parse_u64(optarg, 1, 65535, &port, err);
 		else if (o == 'l')

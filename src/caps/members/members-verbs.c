@@ -654,8 +654,10 @@ static int verb_doctor(struct node *n, struct call *c, const ProtobufCMessage *r
 		copia__finding__init(out);
 		out->level = f->ok ? "ok" : "note";
 		out->what = f->ok || !*f->detail ? f->name : f->detail;
-		out->effect = f->loss;
-		out->remedy = f->remedy;
+		if (!f->ok) {
+			out->effect = f->loss;
+			out->remedy = f->remedy;
+		}
 		list[reply.n_findings++] = out;
 	}
 	call_reply(c, &reply.base);

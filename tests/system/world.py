@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A virtual cluster for the system tests: real daemons in the lab, driven by the real command."""
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import time
+
+BUILD = pathlib.Path(os.environ.get("COPIA_BUILD", pathlib.Path(__file__).parents[2] / "build"))
+COPIA = str(BUILD / "copia")
+SERIAL = itertools.count(1)
+
+
+class Result:
+    """What a command left: code, out, err."""
+
+    def __init__(self, done):
+        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+    def __repr__(self):
+        return f"code {self.code}\n--- out\n{self.out}\n--- err\n{self.err}"
+
+    def json(self):
+        return json.loads(self.out)
+
+
+def call(*words, timeout=60, stdin=None, env=None):
+    """Run a command to its end; never hangs longer than `timeout`."""
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, timeout=timeout,
+                          input=stdin, stdin=None if stdin is not None else subprocess.DEVNULL,
+                          env=env, check=False)
+    return Result(done)
+
+
+def until(what, timeout=20, every=0.05, text=""):
+    """Wait for a condition that only looking can tell; returns its first true value."""
+    end = time.monotonic() + timeout
+    while True:
+        value = what()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not so within {timeout} s: {text or what}")
+        time.sleep(every)
+
+
+class Lab:
+    """One lab; use as a context manager, `down` comes in any case."""
+
+    def __init__(self, nodes=4, bare=False):
+        self.name = f"t{os.getpid()}x{next(SERIAL)}"
+        self.nodes, self.bare = nodes, bare
+
+    def __enter__(self):
+        words = ["up", str(self.nodes)] + (["--bare"] if self.bare else [])
+        try:
+            result = self.lab(*words, timeout=120)
+            assert result.code == 0, result
+        except BaseException:
+            self.lab("down")
+            raise
+        return self
+
+    def __exit__(self, *exc):
+        result = self.lab("down", timeout=120)
+        assert result.code == 0, result
+
+    def lab(self, verb, *words, **options):
+        return call(COPIA, "lab", verb, "--lab", self.name, *words, **options)
+
+    def argv(self, node, *words):
+        """For Popen: a command inside a node."""
+        return [COPIA, "lab", "exec", "--lab", self.name, node, "--", *map(str, words)]
+
+    def on(self, node, *words, code=0, **options):
+        """Run a command inside a node; its exit code must be `code` (None: any)."""
+        result = call(*self.argv(node, *words), **options)
+        assert code is None or result.code == code, result
+        return result
+
+    def copia(self, node, *words, **options):
+        return self.on(node, COPIA, *words, **options)
+
+    def rows(self, node="n1", *words):
+        """`copia nodes` as a dictionary by name; {} while the cluster does not answer."""
+        result = self.copia(node, "nodes", "--json", *words, code=None)
+        return {row["name"]: row for row in result.json()["nodes"]} if result.code == 0 else {}
+
+    def status(self, node="n1"):
+        return self.copia(node, "status", "--json").json()
+
+    def leader(self, node="n1"):
+        for name, row in self.rows(node).items():
+            if row["role"] == "leader":
+                return name
+        return None
+
+    def wait_state(self, name, state, node="n1", timeout=20):
+        until(lambda: self.rows(node).get(name, {}).get("state") == state, timeout,
+              text=f"{name} is {state}: {self.rows(node).get(name)}")
+
+    def wait_controllers(self, count, node="n1", timeout=30):
+        until(lambda: sum(row["role"] in ("leader", "controller")
+                          for row in self.rows(node).values()) == count, timeout,
+              text=f"{count} controllers")
+
+    def pids(self, node, title):
+        """Process numbers inside the node, by what `ps` shows."""
+        out = self.on(node, "ps", "-eo", "pid,args").out
+        return [int(line.split()[0]) for line in out.splitlines()[1:]
+                if line.split(None, 1)[1].startswith(title)]
+
+    def events(self, node="n1"):
+        out = self.copia(node, "events", "--json", "--lines", "1000").out
+        return [json.loads(line) for line in out.splitlines() if line.strip()]
