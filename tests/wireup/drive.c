@@ -213,6 +213,8 @@ static void rank_exec(struct drive *d, unsigned rank, int out)
 	}
 	if (d->extra)
 		putenv((char *)d->extra);
+	if (d->lazy)
+		setenv("OMPI_MCA_pmix_base_collect_data", "0", 1);
 	if (d->user &&
 	    (setgroups(0, NULL) < 0 || setgid((gid_t)d->user) < 0 || setuid(d->user) < 0))
 		_exit(126);
@@ -329,6 +331,7 @@ static int on_exchange(struct drive *d, unsigned at, Copia__WireupFrame *f, stru
 	if (f->exchange->to >= d->nodes || f->exchange->from != at)
 		return err_set(err, -EIO, "exchange from %u to %u", at, f->exchange->to);
 	d->exchanges++;
+	d->data_asks += f->exchange->kind == COPIA__WIREUP_KIND__WIREUP_DATA_ASK;
 	if (d->lose && d->exchanges % 7 == 3) {
 		d->lost++;
 		return 0;
@@ -507,8 +510,9 @@ int drive_run(struct drive *d, struct err *err)
 	return r == 0 ? drain(d, err) : r;
 }
 
-void drive_free(struct drive *d)
+int drive_free(struct drive *d)
 {
+	int bad = 0, status;
 	ranks_kill(d);
 	for (unsigned i = 0; i < size_of(d); i++) {
 		struct drive_rank *r = &d->ranks[i];
@@ -524,7 +528,8 @@ void drive_free(struct drive *d)
 		struct drive_node *n = &d->at[i];
 		if (n->pid > 0) {
 			kill(n->pid, SIGTERM);
-			waitpid(n->pid, NULL, 0);
+			if (waitpid(n->pid, &status, 0) == n->pid && status)
+				bad = status;
 		}
 		if (n->fd >= 0)
 			close(n->fd);
@@ -537,4 +542,5 @@ void drive_free(struct drive *d)
 		rmdir(n->folder); /* fails when the wire-up left anything: seen by the test */
 	}
 	hosts_end(d->hosts, d->nodes);
+	return bad;
 }

@@ -48,13 +48,14 @@ struct drive {
 	unsigned limit_ms;
 	unsigned closing_ms; /* patience after the first rank in its last barrier; 0: none */
 	const char *apps;    /* "0011": program number of each rank */
-	const char *extra;   /* "NAME=value" in every rank's environment */
+	bool lazy; /* fences without data: Open MPI then asks for each rank's when it needs it */
+	const char *extra; /* "NAME=value" in every rank's environment */
 
 	/* what came of it */
 	struct drive_rank ranks[DRIVE_RANKS_MAX];
 	struct drive_node at[HOSTS_MAX];
 	struct host hosts[HOSTS_MAX];
-	unsigned cuts, exchanges, lost;
+	unsigned cuts, exchanges, lost, data_asks;
 	bool hung; /* ranks were in MPI_Finalize for `closing_ms` and were killed */
 	bool timed_out;
 	char failed[256]; /* job failed or was refused, with its words */
@@ -64,4 +65,5 @@ struct drive {
 
 /* Errors: -EPERM (no right to make hosts), -ENOENT, -EIO (the wire-up broke its protocol). */
 int drive_run(struct drive *d, struct err *err);
-void drive_free(struct drive *d);
+/* Returns 0 when each copia-wireup ended well, else how the last bad one ended (as of waitpid). */
+int drive_free(struct drive *d);

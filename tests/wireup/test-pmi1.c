@@ -303,6 +303,16 @@ static void ends_are_told(void **state)
 	assert_non_null(strstr(str_text(&w->log), "1.1 broken -104"));
 }
 
+/* Goal: a connection that ended without a word (the daemon died with it) can be replaced. */
+static void silent_end_is_no_end(void **state)
+{
+	struct world *w = *state;
+	pmi1_feed(w->at[0], 0, "cmd=in", 6);
+	pmi1_hangup(w->at[0], 0);
+	assert_string_equal(str_text(&w->log), "");
+	init_all(w);
+}
+
 /* Goal: spawn is refused by its own reply, and the rank goes on. */
 static void spawn_is_refused(void **state)
 {
@@ -400,6 +410,7 @@ int main(void)
 		TEST(hostile_bytes_break_the_rank),
 		TEST(unread_replies_are_bounded),
 		TEST(ends_are_told),
+		TEST(silent_end_is_no_end),
 		TEST(spawn_is_refused),
 		TEST(names_are_passed_on),
 		TEST(broken_results_are_errors),

@@ -303,8 +303,12 @@ static void job_add(struct wireup *w, const Copia__WireupJobAdd *m, int *fds, si
 {
 	struct err err = { 0 };
 	struct job *j = job_find(w, m->job);
-	if (j) { /* the brain asks again after its crash */
-		fds_close(fds, fd_count);
+	if (j) { /* the brain asks again after its crash; connections may be new */
+		for (size_t i = 0; i < fd_count; i++)
+			if (i < m->n_attached)
+				(void)ranks_attach(j, m->attached[i], fds[i], NULL);
+			else
+				close(fds[i]);
 		job_ready_send(w, m->job, j, 0, NULL);
 		return;
 	}

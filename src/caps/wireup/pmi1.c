@@ -527,6 +527,10 @@ void pmi1_hangup(struct pmi1 *p, uint32_t local)
 	struct rank *r = &p->ranks[local];
 	if (r->state == RANK_FINAL)
 		return;
+	if (!r->spoke) {
+		str_clear(&r->in); /* nobody was there: another connection may come */
+		return;
+	}
 	break_with(p, r, -ECONNRESET, "the connection ended before finalize");
 }
 

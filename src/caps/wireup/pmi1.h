@@ -76,7 +76,8 @@ struct pmi1 *pmi1_free(struct pmi1 *p); /* returns NULL */
 
 /* Bytes that local rank `local` sent. After BROKEN all further bytes are ignored. */
 void pmi1_feed(struct pmi1 *p, uint32_t local, const void *bytes, size_t len);
-/* The rank's connection ended. Gives PMI1_BROKEN unless it had finalized. */
+/* The rank's connection ended. Gives PMI1_BROKEN unless it had finalized, or never said anything:
+ * then it may have another one. */
 void pmi1_hangup(struct pmi1 *p, uint32_t local);
 /* Replies for the rank; the owner writes them and cuts what was written. Borrowed. */
 struct str *pmi1_out(struct pmi1 *p, uint32_t local);
