@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One run: rates, settings and faults from the seed; then no faults any more, and within
- * HEAL_ELECTIONS election timeouts the cluster must commit again and all members must agree. */
+ * HEAL_ELECTIONS election timeouts the cluster must commit again and all members must agree. To
+ * that comes the time to carry the backlog through the window, which may be one entry at a time. */
 #include "sim.h"
 
-enum { HEAL_ELECTIONS = 40 };
+enum {
+	HEAL_ELECTIONS = 40,
+	ROUND_TRIP_MS = 40, /* two messages and a write at their slowest, without faults */
+};
 
 static unsigned up_to(struct sim *s, unsigned most)
 {
@@ -51,6 +55,12 @@ static void draw_rates(struct sim *s)
 				   .slow_disk = some(s, 100),
 				   .snapshot_every = 3 + up_to(s, 40),
 				   .keep = up_to(s, 12) };
+	/* Now and then much reading and moving, which is where a lease could go wrong. */
+	if (rng_chance(&s->rng, 150)) {
+		s->rates.read = 500;
+		s->rates.transfer = 500 + up_to(s, 4000);
+		s->rates.crash = up_to(s, 100);
+	}
 }
 
 static bool happens(struct sim *s, unsigned per_100000)
@@ -88,6 +98,11 @@ static void network_faults(struct sim *s)
 	}
 	if (happens(s, s->rates.heal))
 		net_connect_all(s);
+	if (s->isolate && s->now >= s->isolate_at) {
+		for (unsigned i = 1; i <= s->o.nodes; i++)
+			s->blocked[s->isolate][i] = s->blocked[i][s->isolate] = i != s->isolate;
+		s->isolate = 0;
+	}
 }
 
 static void node_faults(struct sim *s, struct node *n)
@@ -139,6 +154,16 @@ static void change(struct sim *s, struct node *n)
 		node_change(s, n, &c);
 }
 
+/* A leader that is cut off just after it named an heir is the hardest test of its lease. */
+static void transfer(struct sim *s, struct node *n)
+{
+	uint64_t to = rng_chance(&s->rng, 500) ? 0 : 1 + up_to(s, s->o.nodes - 1);
+	if (node_transfer(s, n, to) == 0 && rng_chance(&s->rng, 300)) {
+		s->isolate = n->id;
+		s->isolate_at = s->now + up_to(s, 30);
+	}
+}
+
 static void users(struct sim *s, struct node *n)
 {
 	if (!n->r || n->paused_until > s->now)
@@ -151,8 +176,7 @@ static void users(struct sim *s, struct node *n)
 		if (s->o.member && happens(s, s->rates.change))
 			change(s, n);
 		if (happens(s, s->rates.transfer))
-			node_transfer(s, n,
-				      rng_chance(&s->rng, 500) ? 0 : 1 + up_to(s, s->o.nodes - 1));
+			transfer(s, n);
 	}
 	if (n->applied > raft_snapshot(n->r)->index + s->rates.snapshot_every &&
 	    rng_chance(&s->rng, 150))
@@ -190,11 +214,21 @@ static bool all_agree(struct sim *s)
 	return true;
 }
 
+static uint64_t backlog_ms(const struct sim *s)
+{
+	uint64_t last = 0, applied = UINT64_MAX;
+	for (unsigned i = 1; i <= s->o.nodes; i++) {
+		last = MAX(last, raft_last_index(s->nodes[i].r));
+		applied = MIN(applied, s->nodes[i].applied);
+	}
+	uint64_t window = MIN(s->settings.inflight_count,
+			      s->settings.inflight_bytes / s->settings.append_bytes + 1);
+	return (last - applied) / window * ROUND_TRIP_MS;
+}
+
 static void heal(struct sim *s)
 {
 	uint64_t from = s->now, mark = 0;
-	/* The slowest of what is still on its way counts from when it is there. */
-	uint64_t limit = from + (uint64_t)HEAL_ELECTIONS * s->settings.election_ms;
 
 	s->quiet = true;
 	net_connect_all(s);
@@ -203,6 +237,7 @@ static void heal(struct sim *s)
 		if (!s->nodes[i].r)
 			node_start(s, &s->nodes[i]);
 	}
+	uint64_t limit = from + (uint64_t)HEAL_ELECTIONS * s->settings.election_ms + backlog_ms(s);
 	/* First a new entry must be committed, then everybody must have it. */
 	uint64_t before = s->committed;
 	while (s->now < limit) {
@@ -221,9 +256,9 @@ static void heal(struct sim *s)
 		sim_ms(s);
 	}
 	if (s->now >= limit)
-		sim_fail(s, "STALL %s within %d election timeouts of %u ms after healing",
+		sim_fail(s, "STALL %s within %lu ms after healing, the election timeout is %u ms",
 			 mark ? "the members do not agree" : "nothing new was committed",
-			 HEAL_ELECTIONS, s->settings.election_ms);
+			 limit - from, s->settings.election_ms);
 	s->stats.heal_ms_sum += s->now - from;
 	s->stats.heal_ms_max = MAX(s->stats.heal_ms_max, s->now - from);
 }

@@ -66,6 +66,7 @@ void sim_reset(struct sim *s, uint64_t seed)
 	s->seed = seed;
 	rng_seed(&s->rng, seed);
 	s->now = 1000;
+	s->isolate = 0;
 	s->quiet = s->instant = s->manual_timers = false;
 	memset(s->timer, 0, sizeof(s->timer));
 	net_connect_all(s);

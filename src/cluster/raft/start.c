@@ -95,6 +95,19 @@ static int load_log(struct raft *r, const struct raft_event *ev, struct err *err
 	return 0;
 }
 
+/* A sole voter waits for nobody. It still takes a new term: entries of the old one may have left
+ * this node before they were on its disk. But where the entry that made it the sole voter may not
+ * be committed, the leader that is leaving may still serve reads by the lease it got here. */
+static void start_sole(struct raft *r)
+{
+	bool alone_for_sure = r->config_index <= MAX(r->commit, UINT64_C(1));
+
+	if (!r->settings.lease || alone_for_sure)
+		election_campaign(r, false);
+	else
+		r->deadline_ms = r->sticky_until_ms;
+}
+
 int start(struct raft *r, const struct raft_event *ev, struct err *err)
 {
 	if (r->started)
@@ -119,9 +132,7 @@ int start(struct raft *r, const struct raft_event *ev, struct err *err)
 	/* This node may have heard a leader just before it went down, and the leader may count on
 	 * that for its lease. */
 	r->sticky_until_ms = r->now_ms + (r->settings.lease ? r->settings.election_ms : 0);
-	/* Nobody else can lead. It still takes a new term: entries of the old one may have left
-	 * this node before they were on its disk. */
 	if (config_is_sole(&r->config, r->self))
-		election_campaign(r, false);
+		start_sole(r);
 	return 0;
 }
