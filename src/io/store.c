@@ -200,8 +200,9 @@ static void job_add(struct store *s, struct job *j)
 	*s->job_end = j;
 	s->job_end = &j->next;
 	s->waiting++;
-	pthread_cond_signal(&s->work);
 	pthread_mutex_unlock(&s->lock);
+	/* Behind the lock, or the thread would wake only to wait for it. */
+	pthread_cond_signal(&s->work);
 }
 
 void store_write(struct store *s, uint64_t number, const struct store_write *w)

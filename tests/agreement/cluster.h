@@ -25,6 +25,7 @@ struct cluster {
 	char dir[64];
 	struct id id;
 	enum raft_profile profile;
+	unsigned snapshot_entries, keep_entries; /* of nodes started from now on; 0: default */
 	struct str authority_key, authority;
 	struct member nodes[CLUSTER_NODES_MAX + 1]; /* by number; 0 is not used */
 };

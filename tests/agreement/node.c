@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -295,6 +296,10 @@ static void on_command(struct node *n, char *line)
 	} else if (!strcmp(line, "lease")) {
 		uint64_t until = agree_lease_until_ms(n->agree), now = uv_hrtime() / 1000000;
 		say(n, "lease %" PRId64, until ? (int64_t)(until - now) : -1);
+	} else if (sscanf(line, "limit %u", &a) == 1) {
+		/* Stands in for a full disk: the same write() fails, and root is not needed. */
+		struct rlimit l = { a ? (rlim_t)a : RLIM_INFINITY, RLIM_INFINITY };
+		say(n, "limit %d", setrlimit(RLIMIT_FSIZE, &l));
 	} else if (!strcmp(line, "quit"))
 		quit(n);
 	else
@@ -366,6 +371,7 @@ _Noreturn void node_run(const struct cluster *c, unsigned number, bool first, in
 		.ctx = n, .apply = on_apply, .save = on_save, .load = on_load, .health = on_health
 	};
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);
 	n->c = c;
 	n->number = number;
 	n->fd = dup(fd); /* libuv makes its own non-blocking, and both share that: see say() */
@@ -378,7 +384,9 @@ _Noreturn void node_run(const struct cluster *c, unsigned number, bool first, in
 					.dir = dir,
 					.cluster = c->id,
 					.self = number,
-					.profile = c->profile };
+					.profile = c->profile,
+					.snapshot_entries = c->snapshot_entries,
+					.keep_entries = c->keep_entries };
 	if (getrandom(&s.epoch, sizeof(s.epoch), 0) != sizeof(s.epoch))
 		abort();
 	s.epoch |= 1;

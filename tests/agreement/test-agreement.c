@@ -193,6 +193,120 @@ static void no_majority_means_unknown(void **state)
 	cluster_deinit(&c);
 }
 
+/* Goal: the log is compacted, a fresh learner gets the state as a snapshot in pieces and becomes a
+ * voter; all of them restart from their snapshots. */
+static void fresh_learner_gets_a_snapshot(void **state)
+{
+	struct cluster c;
+	struct outcomes o = { 0 };
+	struct cluster_status s;
+	cluster_init(&c, RAFT_FAST);
+	c.snapshot_entries = 20;
+	c.keep_entries = 5;
+	cluster_start(&c, 1, true);
+	cluster_leader(&c);
+	for (unsigned i = 0; i < 100; i++) {
+		propose(&c, 1, 1 + i * 3, 3);
+		take_done(&c, 1, &o, o.all + 3);
+	}
+	do
+		cluster_status(&c, 1, &s);
+	while (s.first < 40 || s.snapshot < 40);
+	cluster_start(&c, 2, false);
+	cluster_say(&c, 2, "serve 1");
+	cluster_expect(&c, 2, "serve 0");
+	cluster_say(&c, 1, "voters 1 2");
+	cluster_expect(&c, 1, "voters 0");
+	do
+		cluster_status(&c, 2, &s);
+	while (s.count < 300);
+	assert_true(s.snapshot >= 40);
+	assert_true(s.first > 1);
+	cluster_settle(&c);
+	cluster_say(&c, 1, "voters 1,2 0");
+	cluster_expect(&c, 1, "voters 0");
+	do
+		cluster_status(&c, 2, &s);
+	while (s.voters != 2 || s.changing);
+	for (unsigned i = 0; i < 2; i++) {
+		propose(&c, 2, 1001 + i, 1);
+		take_done(&c, 2, &o, o.all + 1);
+		cluster_settle(&c);
+		cluster_kill(&c, 1);
+		cluster_kill(&c, 2);
+		cluster_start(&c, 1, false);
+		cluster_start(&c, 2, false);
+	}
+	cluster_settle(&c);
+	cluster_status(&c, 1, &s);
+	assert_int_equal(s.count, 302);
+	assert_int_equal(o.by_fate[AGREE_APPLIED], 302);
+	cluster_deinit(&c);
+}
+
+/* Goal: a leader whose disk is full says so and hands over; the others go on; with space again it
+ * follows by itself. Nothing acknowledged is lost. */
+static void leader_with_full_disk_hands_over(void **state)
+{
+	struct cluster c;
+	struct outcomes o[4] = { 0 };
+	struct cluster_status s;
+	cluster_init(&c, RAFT_FAST);
+	cluster_grow(&c, 3);
+	unsigned full = cluster_leader(&c), other = full % 3 + 1;
+	cluster_say(&c, full, "limit 4096");
+	cluster_expect(&c, full, "limit 0");
+	propose(&c, other, 1, 50);
+	propose(&c, full, 101, 50);
+	cluster_expect(&c, full, "health the log of this node cannot be written");
+	do
+		cluster_status(&c, other, &s);
+	while (!s.leader || s.leader == full);
+	take_done(&c, other, &o[other], 50);
+	take_done(&c, full, &o[full], 50);
+	assert_int_equal(o[other].by_fate[AGREE_APPLIED], 50);
+	cluster_status(&c, full, &s);
+	assert_int_not_equal(s.leader, full);
+	cluster_say(&c, full, "limit 0");
+	cluster_expect(&c, full, "limit 0");
+	cluster_expect(&c, full, "health well");
+	cluster_settle(&c);
+	cluster_status(&c, full, &s);
+	assert_true(s.count >= 50 + o[full].by_fate[AGREE_APPLIED]);
+	assert_true(s.count <= 100 - o[full].by_fate[AGREE_REFUSED]);
+	cluster_deinit(&c);
+}
+
+/* Goal: the only controller refuses with the reason while its disk is full, and goes on by itself.
+ */
+static void sole_node_with_full_disk_refuses(void **state)
+{
+	struct cluster c;
+	struct cluster_status s;
+	cluster_init(&c, RAFT_FAST);
+	cluster_start(&c, 1, true);
+	cluster_leader(&c);
+	cluster_say(&c, 1, "limit 4096");
+	cluster_expect(&c, 1, "limit 0");
+	cluster_say(&c, 1, "propose 1 0");
+	cluster_expect(&c, 1, "health the log of this node cannot be written");
+	cluster_say(&c, 1, "propose 2 0");
+	unsigned id;
+	int fate, code;
+	assert_int_equal(
+	    sscanf(cluster_expect(&c, 1, "done 2 "), "done %u %d %d", &id, &fate, &code), 3);
+	assert_int_equal(fate, AGREE_REFUSED);
+	assert_int_equal(code, -ENOSPC);
+	cluster_say(&c, 1, "limit 0");
+	cluster_expect(&c, 1, "health well");
+	assert_string_equal(cluster_expect(&c, 1, "done 1 1 0 "), "done 1 1 0 3 1");
+	cluster_say(&c, 1, "propose 3 0");
+	cluster_expect(&c, 1, "done 3 1 0 ");
+	cluster_status(&c, 1, &s);
+	assert_int_equal(s.count, 2);
+	cluster_deinit(&c);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -201,6 +315,9 @@ int main(void)
 		cmocka_unit_test(one_grows_to_three),
 		cmocka_unit_test(killed_leaders_lose_nothing),
 		cmocka_unit_test(no_majority_means_unknown),
+		cmocka_unit_test(fresh_learner_gets_a_snapshot),
+		cmocka_unit_test(leader_with_full_disk_hands_over),
+		cmocka_unit_test(sole_node_with_full_disk_refuses),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -135,7 +135,7 @@ int agree_load(struct agreement *a, struct span snapshot, uint64_t index, uint64
 void agree_snapshot(struct agreement *a)
 {
 	if (!a->core || a->saving || a->trouble || a->applied <= raft_snapshot(a->core)->index ||
-	    (a->since_entries < AGREE_SNAPSHOT_ENTRIES && a->since_bytes < AGREE_SNAPSHOT_BYTES))
+	    (a->since_entries < a->s.snapshot_entries && a->since_bytes < AGREE_SNAPSHOT_BYTES))
 		return;
 	struct raft_snapshot_meta meta;
 	if (raft_snapshot_meta(a->core, a->applied, &meta) < 0)

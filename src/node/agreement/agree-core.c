@@ -196,7 +196,7 @@ static void on_saved(void *ctx, uint64_t index)
 	struct raft_event ev = { .type = RAFT_SNAPSHOT_TAKEN,
 				 .taken = { .index = index,
 					    .size_bytes = a->saving_bytes,
-					    .keep = AGREE_KEEP_ENTRIES } };
+					    .keep = a->s.keep_entries } };
 	a->saving = false;
 	add_snapshot(a, index);
 	(void)agree_step(a, &ev, NULL, NULL);

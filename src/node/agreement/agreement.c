@@ -429,6 +429,8 @@ int agreement_open(struct agree **ret, const struct agreement_settings *s,
 	a->rng = s->rng;
 	a->dedup = dedup_new();
 	a->low = a->next = 1;
+	a->s.snapshot_entries = s->snapshot_entries ? s->snapshot_entries : AGREE_SNAPSHOT_ENTRIES;
+	a->s.keep_entries = s->keep_entries ? s->keep_entries : AGREE_KEEP_ENTRIES;
 	init_handles(a);
 	if (s->peers)
 		peers_on(s->peers, CHANNEL_AGREE, agree_receive, a);

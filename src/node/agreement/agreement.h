@@ -22,6 +22,9 @@ struct agreement_settings {
 	enum raft_profile profile;
 	uint64_t epoch; /* random per start of the brain, not 0 */
 	struct rng rng; /* copied */
+	/* 0: the default. Entries applied since the last snapshot when the next one is taken, and
+	 * entries kept behind it for those who lag a little. */
+	unsigned snapshot_entries, keep_entries;
 };
 
 /* For `init`: make the store of a new cluster whose only voter is `self`. The first commands are
