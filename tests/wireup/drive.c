@@ -252,8 +252,9 @@ static void ranks_kill(struct drive *d)
 }
 
 /* The rank's output ended: so did the rank, or it will at once. */
-static void rank_read(struct drive_rank *r)
+static void rank_read(struct drive *d, unsigned rank)
 {
+	struct drive_rank *r = &d->ranks[rank];
 	char bytes[16384];
 	ssize_t k = read(r->out, bytes, sizeof(bytes));
 	if (k > 0) {
@@ -264,6 +265,14 @@ static void rank_read(struct drive_rank *r)
 	r->out = -1;
 	waitpid(r->pid, &r->status, 0);
 	r->ended = true;
+	Copia__WireupRankEnded m = COPIA__WIREUP_RANK_ENDED__INIT;
+	Copia__WireupFrame f = COPIA__WIREUP_FRAME__INIT;
+	m.job = (char *)"test-job.1";
+	m.rank = rank;
+	m.status = r->status;
+	f.body_case = COPIA__WIREUP_FRAME__BODY_RANK_ENDED;
+	f.rank_ended = &m;
+	frame_add(&d->at[r->node], &f);
 }
 
 /* ---- what the wire-up says ---- */
@@ -419,7 +428,7 @@ static int step(struct drive *d, int wait_ms, struct err *err)
 			r = node_read(d, i, err);
 	for (unsigned i = 0; i < size; i++)
 		if (p[d->nodes + i].revents)
-			rank_read(&d->ranks[i]);
+			rank_read(d, i);
 	return r;
 }
 

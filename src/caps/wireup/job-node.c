@@ -349,7 +349,7 @@ static void rank_ended(struct wireup *w, const Copia__WireupRankEnded *m)
 	uint32_t at;
 	struct job *j = job_find(w, m->job);
 	if (j && job_local(j, m->rank, &at))
-		j->ranks[at].ended = true;
+		ranks_ended(j, at);
 }
 
 static void on_frame(void *ctx, const Copia__WireupFrame *f, int *fds, size_t fd_count)

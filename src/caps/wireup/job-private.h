@@ -102,6 +102,7 @@ void job_parse_free(struct job *j);
 /* job-ranks-node.c: PMI-1 connections */
 int ranks_begin(struct job *j, struct err *err);
 int ranks_attach(struct job *j, uint32_t rank, int fd, struct err *err); /* owns fd */
+void ranks_ended(struct job *j, uint32_t at);
 void ranks_end(struct job *j);
 void ranks_flush(struct job *j);
 void ranks_flush_one(struct rank *r);

@@ -69,6 +69,23 @@ static void rank_ready(struct source *s, uint32_t events)
 	ranks_flush_one(r);
 }
 
+/* The process is gone; a child of it may still hold the connection open. What it said before its
+ * end counts. */
+void ranks_ended(struct job *j, uint32_t at)
+{
+	struct rank *r = &j->ranks[at];
+	char bytes[16 * 1024];
+	ssize_t n;
+	r->ended = true;
+	while (r->source.fd >= 0 && !r->broken &&
+	       (n = recv(r->source.fd, bytes, sizeof(bytes), MSG_DONTWAIT)) > 0)
+		pmi1_feed(j->pmi1, at, bytes, (size_t)n);
+	if (r->source.fd < 0)
+		return;
+	pmi1_hangup(j->pmi1, at);
+	rank_close(r);
+}
+
 static void tell(struct rank *r, Copia__WireupEvent event, const struct pmi1_event *e)
 {
 	Copia__WireupNotice n = COPIA__WIREUP_NOTICE__INIT;
