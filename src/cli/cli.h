@@ -41,6 +41,8 @@ cli_main *own_main(const struct verb *v);
 
 /* Ask the daemon and show the answer, stream or not: what verbs without own code do. */
 int cli_call(struct cli *c);
+/* Ask the daemon for the one reply of a verb that is no stream; the caller owns *ret. */
+int cli_ask(struct cli *c, ProtobufCMessage **ret, struct err *err);
 /* Show one reply on standard output as the user wants it. Returns EXIT_OK or EXIT_FAILED. */
 int cli_show(const struct cli *c, const ProtobufCMessage *reply);
 /* Write text to standard output; 0 or EXIT_FAILED with the error told. */
@@ -57,6 +59,10 @@ int completion_main(struct cli *c); /* own.c */
 int doctor_main(struct cli *c);     /* doctor.c */
 int lab_verb_main(struct cli *c);   /* lab.c: all verbs of group lab */
 int join_main(struct cli *c);       /* own.c */
+int token_main(struct cli *c);      /* own.c */
+int run_main(struct cli *c);        /* run.c */
+int exec_main(struct cli *c);       /* exec.c */
+int copy_main(struct cli *c);       /* copy.c */
 
 /* help.c: add the text of `copia`, `copia help`, `copia VERB --help` and `copia lab`. */
 void help_short(struct str *out, const struct show_style *s);

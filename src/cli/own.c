@@ -19,7 +19,8 @@ static const struct {
 	cli_main *run;
 } own_table[] = {
 	{ "help", help_main },     { "version", version_main }, { "completion", completion_main },
-	{ "doctor", doctor_main }, { "join", join_main },
+	{ "doctor", doctor_main }, { "join", join_main },       { "run", run_main },
+	{ "exec", exec_main },     { "copy", copy_main },
 };
 
 cli_main *own_main(const struct verb *v)
@@ -97,4 +98,27 @@ int join_main(struct cli *c)
 	free(q->token);
 	q->token = xstrdup(line);
 	return cli_call(c);
+}
+
+/* Whoever looks at a token on a terminal is about to type it elsewhere: say what. Programs get the
+ * token alone. */
+int token_main(struct cli *c)
+{
+	struct err err = { 0 };
+	ProtobufCMessage *m = NULL;
+	int r = cli_ask(c, &m, &err);
+	if (r < 0)
+		return cli_error(c->verb, r, &err);
+	const Copia__TokenReply *reply = (const void *)m;
+	int code = cli_show(c, m);
+	_cleanup_(str_free) struct str hint = { 0 };
+	for (size_t i = 0; i < reply->n_join; i++) {
+		str_puts(&hint, i ? "or:                    " : "On the other machine:  ");
+		show_text(&hint, reply->join[i], false);
+		str_puts(&hint, "\n");
+	}
+	if (isatty(STDOUT_FILENO) && !c->common.json)
+		(void)fputs(str_text(&hint), stderr);
+	protobuf_c_message_free_unpacked(m, NULL);
+	return code;
 }
