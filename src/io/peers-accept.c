@@ -134,24 +134,33 @@ static bool make_room(struct peers *p)
 	return false;
 }
 
+/* 0, or a negative errno: -EAGAIN when nobody waits. */
+static int accept_one(struct peers *p)
+{
+	struct sockaddr_storage from = { 0 };
+	socklen_t len = sizeof(from);
+	int fd =
+	    accept4(p->listen_fd, (struct sockaddr *)&from, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	if (fd >= 0) {
+		adopt(p, fd, &from);
+		return 0;
+	}
+	if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+		return -EMFILE;
+	/* Connections that died while they waited do not end the batch. */
+	return errno == ECONNABORTED || errno == EINTR || errno == EPROTO ? 0 : -EAGAIN;
+}
+
 static void on_incoming(uv_poll_t *poll, int status, int events)
 {
 	struct peers *p = poll->data;
-	for (int i = 0; i < ACCEPT_BATCH; i++) {
-		struct sockaddr_storage from = { 0 };
-		socklen_t len = sizeof(from);
-		int fd = accept4(p->listen_fd, (struct sockaddr *)&from, &len,
-				 SOCK_NONBLOCK | SOCK_CLOEXEC);
-		if (fd >= 0) {
-			adopt(p, fd, &from);
-			continue;
-		}
-		bool full =
-		    errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
-		bool gone = errno == ECONNABORTED || errno == EINTR || errno == EPROTO;
-		if (full ? !make_room(p) : !gone)
-			return;
-	}
+	int r = accept_one(p);
+	/* Only now is it certain that somebody waits: accept() looks for a descriptor first, and
+	 * says EMFILE also when nobody does. */
+	if (r == -EMFILE && make_room(p))
+		r = accept_one(p);
+	for (int i = 1; i < ACCEPT_BATCH && r == 0; i++)
+		r = accept_one(p);
 }
 
 static int open_port(int family, uint16_t port, int *ret_fd)
