@@ -31,6 +31,12 @@ char *addr_ipv6(const struct lab *lab, unsigned i, char buf[ADDR_TEXT])
 	return buf;
 }
 
+void addr_mac(const struct lab *lab, unsigned i, uint8_t ret[6])
+{
+	/* 02: locally administered */
+	memcpy(ret, (uint8_t[]){ 0x02, 0x77, 0, 0, (uint8_t)lab->net, (uint8_t)i }, 6);
+}
+
 int addr_node(const struct lab *lab, const char *text, unsigned *ret, struct err *err)
 {
 	uint64_t i;

@@ -11,6 +11,8 @@ enum { ADDR_TEXT = 48 };
 unsigned addr_lab(const char *name);
 char *addr_ipv4(const struct lab *lab, unsigned i, char buf[ADDR_TEXT]);
 char *addr_ipv6(const struct lab *lab, unsigned i, char buf[ADDR_TEXT]);
+/* The same at each start, as with real machines: the others have it in their tables. */
+void addr_mac(const struct lab *lab, unsigned i, uint8_t ret[6]);
 /* "n3" → 3; errors: -EINVAL (no such name), -ENOENT (the lab has no such node). */
 int addr_node(const struct lab *lab, const char *text, unsigned *ret, struct err *err);
 /* "n1,n3", "n[1-3,7]" or "all" → bits, bit i - 1 for node i. Never empty. */

@@ -128,6 +128,7 @@ int enter_start(const struct lab *lab, const struct groups *g, unsigned i, char 
 	pid_t pid = fork();
 	if (pid == 0) {
 		struct err one = { 0 };
+		(void)close(lab->lock_fd);
 		int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
 		if (null < 0 || dup2(null, 0) < 0 || dup2(out[1], 1) < 0 || dup2(out[1], 2) < 0)
 			_exit(126);

@@ -45,39 +45,46 @@ int faults_load(struct lab *lab, struct faults *ret, struct err *err)
 	return r;
 }
 
-/* The cuts as the elements of one set, or a rule per loss. */
-static void add_rules(const struct faults *f, bool whole, struct str *out)
+/* Elements of a set of directed links. */
+static void add_link(struct str *out, unsigned from, unsigned to)
 {
-	for (unsigned from = 1; from <= LAB_NODES_MAX; from++)
-		for (unsigned to = 1; to <= LAB_NODES_MAX; to++) {
-			uint32_t loss = f->loss[from][to];
-			if (!loss || whole != (loss == FAULT_ALL))
-				continue;
-			if (whole)
-				str_printf(out, "%s\"n%u\" . \"n%u\"", out->len ? ", " : "", from,
-					   to);
-			else
-				str_printf(out,
-					   "\t\tiifname \"n%u\" oifname \"n%u\" numgen random mod "
-					   "100000 < %u drop\n",
-					   from, to, loss);
-		}
+	str_printf(out, "%s\"n%u\" . \"n%u\"", out->len ? ", " : "", from, to);
 }
 
 /* A whole table each time: nft replaces it in one transaction. */
 static void write_rules(const struct faults *f, struct str *out)
 {
 	_cleanup_(str_free) struct str cuts = { 0 };
+	_cleanup_(str_free) struct str one_way = { 0 };
 	_cleanup_(str_free) struct str losses = { 0 };
-	add_rules(f, true, &cuts);
-	add_rules(f, false, &losses);
+	for (unsigned from = 1; from <= LAB_NODES_MAX; from++)
+		for (unsigned to = 1; to <= LAB_NODES_MAX; to++) {
+			uint32_t loss = f->loss[from][to];
+			if (loss == FAULT_ALL)
+				add_link(&cuts, from, to);
+			if (loss == FAULT_ALL && f->loss[to][from] != FAULT_ALL)
+				add_link(&one_way, from, to);
+			if (loss && loss != FAULT_ALL)
+				str_printf(&losses,
+					   "\t\tiifname \"n%u\" oifname \"n%u\" numgen random mod "
+					   "100000 < %u drop\n",
+					   from, to, loss);
+		}
 	str_puts(out, "table bridge copia-lab\ndelete table bridge copia-lab\n");
 	if (!cuts.len && !losses.len)
 		return;
 	str_puts(out, "table bridge copia-lab {\n\tchain forward {\n"
 		      "\t\ttype filter hook forward priority 0;\n");
+	/* Where one way is to stay open, answers to "who has this address" must pass the cut one:
+	 * without them the open one would fail as well. */
+	if (one_way.len)
+		str_printf(out,
+			   "\t\tiifname . oifname { %s } ether type arp accept\n"
+			   "\t\tiifname . oifname { %s } icmpv6 type { nd-neighbor-solicit, "
+			   "nd-neighbor-advert } accept\n",
+			   one_way.at, one_way.at);
 	if (cuts.len)
-		str_printf(out, "\t\tiifname . oifname { %s } drop\n", str_text(&cuts));
+		str_printf(out, "\t\tiifname . oifname { %s } drop\n", cuts.at);
 	str_puts(out, str_text(&losses));
 	str_puts(out, "\t}\n}\n");
 }

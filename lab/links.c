@@ -92,7 +92,7 @@ int links_add_bridge(struct links *l, const char *name, struct err *err)
 }
 
 int links_add_port(struct links *l, const char *port, const char *bridge, const char *peer,
-		   pid_t pid, struct err *err)
+		   const uint8_t mac[6], pid_t pid, struct err *err)
 {
 	unsigned master = if_nametoindex(bridge);
 	if (!master)
@@ -111,6 +111,7 @@ int links_add_port(struct links *l, const char *port, const char *bridge, const 
 	struct ifinfomsg *peer_info = mnl_nlmsg_put_extra_header(msg, sizeof(*peer_info));
 	peer_info->ifi_family = AF_UNSPEC;
 	mnl_attr_put_strz(msg, IFLA_IFNAME, peer);
+	mnl_attr_put(msg, IFLA_ADDRESS, 6, mac);
 	mnl_attr_put_u32(msg, IFLA_NET_NS_PID, (uint32_t)pid);
 	mnl_attr_nest_end(msg, other);
 	mnl_attr_nest_end(msg, data);

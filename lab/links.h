@@ -12,10 +12,10 @@ struct links *links_free(struct links *l);
 
 /* A bridge without spanning tree and multicast snooping, up. */
 int links_add_bridge(struct links *l, const char *name, struct err *err);
-/* A pair: `port` here, up and in the bridge; `peer` in the network namespace of `pid` (as seen
- * from the caller's pid namespace). */
+/* A pair: `port` here, up and in the bridge; `peer` with hardware address `mac` in the network
+ * namespace of `pid` (as seen from the caller's pid namespace). */
 int links_add_port(struct links *l, const char *port, const char *bridge, const char *peer,
-		   pid_t pid, struct err *err);
+		   const uint8_t mac[6], pid_t pid, struct err *err);
 int links_set(struct links *l, const char *name, bool up, struct err *err);
 /* `text` is an IPv4 or IPv6 address; usable at once (no duplicate detection). */
 int links_add_addr(struct links *l, const char *name, const char *text, unsigned prefix,

@@ -86,11 +86,22 @@ static int hub_links(struct err *err)
 	return r;
 }
 
+/* A helper of this command, which ends with it. It keeps the lock, so that the next command waits
+ * for its end; what outlives the command (hub, nodes) gives the lock up first of all. To be said
+ * again after joining a user namespace, which forgets it. */
+static void die_with_parent(pid_t parent)
+{
+	(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent && getppid() != 0) /* 0: a parent outside of the pid namespace */
+		_exit(1);
+}
+
 static _Noreturn void be_hub(const struct lab *lab, int sock, int init_fd)
 {
 	struct err err = { 0 };
 	char name[LAB_NAME_MAX + 1];
 	char *argv[] = { "copia-labinit", "hub", name, NULL };
+	(void)close(lab->lock_fd);
 	(void)snprintf(name, sizeof(name), "%s", lab->name);
 	if (!report_wait(sock, 1))
 		_exit(1);
@@ -282,6 +293,8 @@ static _Noreturn void be_node(struct starting *s, unsigned i)
 	struct err err = { 0 };
 	char name[16], fd_text[16];
 	int sock = s->pairs[i][1];
+	(void)close(s->lab->lock_fd);
+	(void)prctl(PR_SET_PDEATHSIG, 0);
 	close_pairs(s, i);
 	/* one go from the command that wrote us down, one from the helper that made our link */
 	if (report_born(sock) < 0 || !report_wait(sock, 2))
@@ -308,9 +321,11 @@ static int make_nodes(struct starting *s, struct err *err)
 	int r = links_open(&l, err);
 	for (unsigned i = 1; r == 0 && i <= s->lab->count; i++) {
 		char port[16];
+		uint8_t mac[6];
 		if (!wanted(s, i))
 			continue;
 		(void)snprintf(port, sizeof(port), "n%u", i);
+		addr_mac(s->lab, i, mac);
 		/* that of a node just killed may still be on its way out */
 		r = links_remove(l, port, err);
 		pid_t pid = r < 0 ? -1 : fork_into(NODE_SPACES);
@@ -319,7 +334,7 @@ static int make_nodes(struct starting *s, struct err *err)
 		if (r == 0 && pid < 0)
 			r = explain_clone(-errno, false, err);
 		if (r == 0)
-			r = links_add_port(l, port, "hub", "eth0", pid, err);
+			r = links_add_port(l, port, "hub", "eth0", mac, pid, err);
 		if (r == 0)
 			r = report_go(s->pairs[i][0], err);
 		if (r < 0)
@@ -331,14 +346,17 @@ static int make_nodes(struct starting *s, struct err *err)
 	return r;
 }
 
-static _Noreturn void helper(struct starting *s)
+static _Noreturn void helper(struct starting *s, pid_t parent)
 {
 	struct err err = { 0 };
-	(void)prctl(PR_SET_NAME, "copia-lab-make");
+	pid_t self = getpid();
 	int r = space_enter_hub(s->lab, &err);
+	die_with_parent(parent);
 	pid_t pid = r < 0 ? -1 : fork();
-	if (pid == 0)
+	if (pid == 0) {
+		die_with_parent(self);
 		_exit(make_nodes(s, &err) < 0);
+	}
 	if (r == 0 && pid < 0)
 		r = err_set(&err, -errno, "fork: %s", strerror(errno));
 	for (unsigned i = 1; r < 0 && i <= s->lab->count; i++)
@@ -432,9 +450,9 @@ int space_start_nodes(struct lab *lab, uint64_t bits, const struct space_program
 		if (r == 0)
 			r = report_pair(s.pairs[i], err);
 	}
-	pid_t pid = r < 0 ? -1 : fork();
+	pid_t self = getpid(), pid = r < 0 ? -1 : fork();
 	if (pid == 0)
-		helper(&s);
+		helper(&s, self);
 	if (r == 0 && pid < 0)
 		r = err_set(err, -errno, "fork: %s", strerror(errno));
 	for (unsigned i = 1; i <= LAB_NODES_MAX; i++)
@@ -498,11 +516,12 @@ int space_in_hub(const struct lab *lab, int (*work)(const struct lab *lab, void 
 	int r = report_pair(pair, err);
 	if (r < 0)
 		return r;
-	pid_t pid = fork();
+	pid_t self = getpid(), pid = fork();
 	if (pid == 0) {
 		struct err one = { 0 };
 		(void)close(pair[0]);
 		r = space_enter_hub(lab, &one);
+		die_with_parent(self);
 		if (r == 0)
 			r = work(lab, arg, &one);
 		if (r < 0)

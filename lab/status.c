@@ -17,16 +17,18 @@ static const char *node_state(const struct lab *lab, const struct groups *g, uns
 	return "running";
 }
 
-/* "running", "exited 1", "killed 9", "none", "off" */
+/* "running", "starting", "exited 1", "killed 9", "none" (bare), "off" */
 static void daemon_state(struct lab *lab, unsigned i, char buf[32])
 {
 	char path[64], word[16] = "";
 	int value = 0;
 	_cleanup_(str_free) struct str text = { 0 };
 	(void)snprintf(path, sizeof(path), "nodes/n%u/daemon", i);
-	if (!lab->node[i].pid || store_get(lab, path, &text, NULL) < 0 ||
-	    sscanf(str_text(&text), "%15s %d", word, &value) != 2)
+	if (!lab->node[i].pid)
 		(void)snprintf(buf, 32, "off");
+	else if (store_get(lab, path, &text, NULL) < 0 ||
+		 sscanf(str_text(&text), "%15s %d", word, &value) != 2)
+		(void)snprintf(buf, 32, "starting");
 	else if (strcmp(word, "exited") == 0 || strcmp(word, "killed") == 0)
 		(void)snprintf(buf, 32, "%s %d", word, value);
 	else

@@ -7,12 +7,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { FILE_MAX_BYTES = 64 * 1024, BOOT_ID_LEN = 36 };
+enum { FILE_MAX_BYTES = 64 * 1024, BOOT_ID_LEN = 36, HELPERS_S = 10 };
 
 /* ---- processes ---- */
 
@@ -291,6 +292,38 @@ static int make_folder(struct lab *lab, struct err *err)
 	return 0;
 }
 
+static void on_alarm(int number)
+{
+	(void)number; /* interrupts flock() */
+}
+
+/* The one who holds the lock is written in it. When that process is dead, its helpers are about to
+ * follow it, and the lock is worth waiting for. Returns errno, 0 when it is ours. */
+static int take_lock(int fd, char who[32])
+{
+	if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+		return 0;
+	if (errno != EWOULDBLOCK)
+		return errno;
+	ssize_t len = pread(fd, who, 31, 0);
+	who[len > 0 ? strcspn(who, "\n") : 0] = '\0';
+	struct proc holder = { 0 };
+	unsigned long long start;
+	if (sscanf(who, "%d %llu", &holder.pid, &start) != 2)
+		return EWOULDBLOCK;
+	holder.start_ticks = start;
+	who[strcspn(who, " ")] = '\0';
+	if (proc_alive(&holder))
+		return EWOULDBLOCK;
+	struct sigaction action = { .sa_handler = on_alarm }, before;
+	(void)sigaction(SIGALRM, &action, &before);
+	(void)alarm(HELPERS_S);
+	int failed = flock(fd, LOCK_EX) < 0 ? errno : 0;
+	(void)alarm(0);
+	(void)sigaction(SIGALRM, &before, NULL);
+	return failed == EINTR ? EWOULDBLOCK : failed;
+}
+
 /* > 0: the folder went away while we took the lock, try again. */
 static int try_lock(struct lab *lab, bool create, struct err *err)
 {
@@ -299,29 +332,28 @@ static int try_lock(struct lab *lab, bool create, struct err *err)
 		return create ? 1 : err_set(err, -ENOENT, "there is no lab %s", lab->name);
 	if (fd < 0)
 		return err_set(err, -errno, "open %s/lock: %s", lab->dir, strerror(errno));
-	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-		char who[32] = "";
-		int failed = errno;
-		ssize_t len = pread(fd, who, sizeof(who) - 1, 0);
+	char who[32] = "";
+	int failed = take_lock(fd, who);
+	if (failed) {
 		(void)close(fd);
 		if (failed != EWOULDBLOCK)
 			return err_set(err, -failed, "lock %s/lock: %s", lab->dir,
 				       strerror(failed));
-		who[len > 0 ? strcspn(who, "\n") : 0] = '\0';
 		return err_set(err, -EBUSY,
 			       "lab %s is being changed by another command (pid %s): wait for it",
 			       lab->name, who[0] ? who : "unknown");
 	}
-	char path[4096], mine[32];
+	char path[4096], mine[64];
 	struct stat here, there;
 	if (fstat(fd, &here) < 0 || stat(store_path(lab, "lock", path), &there) < 0 ||
 	    here.st_ino != there.st_ino || here.st_dev != there.st_dev) {
 		(void)close(fd);
 		return 1;
 	}
-	int len = snprintf(mine, sizeof(mine), "%d\n", (int)getpid());
+	int len = snprintf(mine, sizeof(mine), "%d %llu\n", (int)getpid(),
+			   (unsigned long long)proc_start_ticks(getpid(), NULL));
 	if (ftruncate(fd, 0) < 0 || pwrite(fd, mine, (size_t)len, 0) != len) {
-		int failed = errno;
+		failed = errno;
 		(void)close(fd);
 		return err_set(err, -failed, "write %s/lock: %s", lab->dir, strerror(failed));
 	}
