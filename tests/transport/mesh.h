@@ -62,19 +62,17 @@ void mesh_know_at(struct mesh *m, uint32_t from, uint32_t to, const union addr *
 void mesh_pair(struct mesh *m, uint32_t a, uint32_t b);
 union addr mesh_loopback(uint16_t port);
 
-/* Run the loop until the condition holds; false after `wait_ms`. */
-bool mesh_until(struct mesh *m, bool (*condition)(void *ctx), void *ctx, unsigned wait_ms);
-uint64_t mesh_hash(uint64_t hash, const void *bytes, size_t len);
+/* Continues `hash`, which begins as MESH_HASH_START. */
 enum { MESH_HASH_START = 0 };
+uint64_t mesh_hash(uint64_t hash, const void *bytes, size_t len);
 
 #define mesh_wait(m, expression)                                                                   \
-	({                                                                                         \
+	do {                                                                                       \
 		uint64_t wait_end_ = uv_hrtime() / 1000000 + MESH_WAIT_MS;                         \
-		while (!(expression) && mesh_turn((m), wait_end_))                                 \
-			;                                                                          \
-		if (!(expression))                                                                 \
-			mesh_fail(#expression, __FILE__, __LINE__);                                \
-	})
+		while (!(expression))                                                              \
+			if (!mesh_turn((m), wait_end_))                                            \
+				mesh_fail(#expression, __FILE__, __LINE__);                        \
+	} while (0)
 /* One turn of the loop, at most 10 ms; false once `end_ms` is over. */
 bool mesh_turn(struct mesh *m, uint64_t end_ms);
 void mesh_fail(const char *what, const char *file, int line) __attribute__((noreturn));
