@@ -169,20 +169,27 @@ static int call_stream(struct cli *c, struct conn *conn, struct err *err)
 	return follow_stream(&s, err);
 }
 
+int cli_ask(struct cli *c, ProtobufCMessage **ret, struct err *err)
+{
+	_cleanup_(close_conn) struct conn *conn = NULL;
+	int r = conn_open(&conn, NULL, err);
+	if (r < 0)
+		return r;
+	return conn_ask(conn, c->verb->words, c->request, c->verb->reply, answer_ms(c), ret, err);
+}
+
 int cli_call(struct cli *c)
 {
 	struct err err = { 0 };
-	_cleanup_(close_conn) struct conn *conn = NULL;
-	int r = conn_open(&conn, NULL, &err);
-	if (r < 0)
-		return cli_error(c->verb, r, &err);
+	int r;
 	if (c->verb->stream_out) {
-		r = call_stream(c, conn, &err);
+		_cleanup_(close_conn) struct conn *conn = NULL;
+		r = conn_open(&conn, NULL, &err);
+		if (r == 0)
+			r = call_stream(c, conn, &err);
 		return r < 0 ? cli_error(c->verb, r, &err) : EXIT_OK;
 	}
 	_cleanup_(free_message) ProtobufCMessage *reply = NULL;
-	r = conn_ask(conn, c->verb->words, c->request, c->verb->reply, answer_ms(c), &reply, &err);
-	if (r < 0)
-		return cli_error(c->verb, r, &err);
-	return cli_show(c, reply);
+	r = cli_ask(c, &reply, &err);
+	return r < 0 ? cli_error(c->verb, r, &err) : cli_show(c, reply);
 }

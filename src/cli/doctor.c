@@ -2,8 +2,6 @@
 /* `copia doctor`: what the daemon finds, or, when there is none, why not. */
 #include "cli/cli.h"
 
-#include "lib/conn.h"
-
 #include "schema/members.pb-c.h"
 
 #include <errno.h>
@@ -12,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { ANSWER_MS = 30000, FINDINGS_MAX = 16, TEXT_SIZE = 700 };
+enum { FINDINGS_MAX = 16, TEXT_SIZE = 700 };
 
 struct findings {
 	Copia__Finding rows[FINDINGS_MAX];
@@ -128,20 +126,13 @@ static int doctor_alone(struct cli *c, const struct err *why)
 	return EXIT_NO_DAEMON;
 }
 
-static void close_conn(struct conn **c)
-{
-	*c = conn_close(*c);
-}
-
 int doctor_main(struct cli *c)
 {
 	struct err err = { 0 };
-	_cleanup_(close_conn) struct conn *conn = NULL;
-	int r = conn_open(&conn, NULL, &err);
-	if (r < 0)
-		return doctor_alone(c, &err);
 	ProtobufCMessage *m = NULL;
-	r = conn_ask(conn, c->verb->words, c->request, c->verb->reply, ANSWER_MS, &m, &err);
+	int r = cli_ask(c, &m, &err);
+	if (r == -ECONNREFUSED || r == -EACCES)
+		return doctor_alone(c, &err);
 	if (r < 0)
 		return cli_error(c->verb, r, &err);
 	const Copia__DoctorReply *reply = (const void *)m;

@@ -1,13 +1,16 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""What the command says, compared letter by letter: transcripts.py [--update] COPIA FILE...
+"""What the command says, compared letter by letter.
+    transcripts.py [--update] [--daemon COPIAD] COPIA FILE...
 
 A transcript is a list of
     $ copia WORDS…            a shell command; `$ tty 60: copia …` runs it on a terminal of 60 columns
     what it prints            both outputs, standard error behind standard output
     [exit 2]                  where it is not 0
 and lines that begin with "#: " between them. --update writes what came instead of comparing.
+Without --daemon there is none to talk to; with it each transcript gets a fresh one of its own.
 """
+import argparse
 import difflib
 import fcntl
 import os
@@ -20,14 +23,15 @@ import sys
 import tempfile
 import termios
 
+from daemon import Daemon
+
 TIME_LIMIT_S = 20
 
 
 def environment(copia, folder):
     env = {"PATH": f"{pathlib.Path(copia).resolve().parent}:/usr/bin:/bin", "LC_ALL": "C.UTF-8",
-           "TZ": "UTC", "HOME": folder, "TERM": "xterm"}
-    # No daemon, unless the caller has one.
-    env["COPIA_SOCKET"] = os.environ.get("COPIA_TEST_SOCKET", "/nonexistent/copia.sock")
+           "TZ": "UTC", "HOME": folder, "TERM": "xterm",
+           "COPIA_SOCKET": "/nonexistent/copia.sock"}
     # Sanitizers and coverage of the caller hold here, too.
     return {**{k: v for k, v in os.environ.items() if k.endswith("_OPTIONS")}, **env}
 
@@ -90,27 +94,39 @@ def replay(path, env):
     return made, count
 
 
+def compare(path, made, update):
+    """True when the transcript is as it should be."""
+    old = path.read_text(encoding="utf-8")
+    if update:
+        path.write_text(made, encoding="utf-8")
+    elif made != old:
+        sys.stdout.writelines(difflib.unified_diff(
+            old.splitlines(keepends=True), made.splitlines(keepends=True),
+            f"{path.name} (expected)", f"{path.name} (now)"))
+        return False
+    return True
+
+
 def main():
-    words = sys.argv[1:]
-    update = words[0] == "--update"
-    copia, *files = words[1:] if update else words
-    failed = 0
-    for name in files:
-        path = pathlib.Path(name)
+    options = argparse.ArgumentParser()
+    options.add_argument("--update", action="store_true")
+    options.add_argument("--daemon")
+    options.add_argument("copia")
+    options.add_argument("files", nargs="+", type=pathlib.Path)
+    chosen = options.parse_args()
+    good = True
+    for path in chosen.files:
         with tempfile.TemporaryDirectory() as home:
-            made, count = replay(path, environment(copia, home))
-        old = path.read_text(encoding="utf-8")
-        if update:
-            path.write_text(made, encoding="utf-8")
-        elif made != old:
-            failed += 1
-            sys.stdout.writelines(difflib.unified_diff(
-                old.splitlines(keepends=True), made.splitlines(keepends=True),
-                f"{path.name} (expected)", f"{path.name} (now)"))
+            env = environment(chosen.copia, home)
+            if chosen.daemon:
+                with Daemon(chosen.daemon) as daemon:
+                    env["COPIA_SOCKET"] = daemon.socket
+                    made, count = replay(path, env)
+            else:
+                made, count = replay(path, env)
+        good = compare(path, made, chosen.update) and count > 0 and good
         print(f"{path.name}: {count} commands")
-        if not count:
-            failed += 1
-    sys.exit(bool(failed))
+    sys.exit(not good)
 
 
 if __name__ == "__main__":
