@@ -251,6 +251,11 @@ int main(int argc, char **argv)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	signal(SIGPIPE, SIG_IGN);
+	/* Hosts have working folders of their own. */
+	if (argc > 1 && (argv[1] = realpath(argv[1], NULL)) == NULL)
+		argc = 0;
+	if (argc == 5 && strcmp(argv[3], "-") && (argv[3] = realpath(argv[3], NULL)) == NULL)
+		argc = 0;
 	if (argc >= 6 && !strcmp(argv[2], "run"))
 		return run_any(argc, argv);
 	for (size_t m = 0; argc == 5 && m < ARRAY_LEN(mpis); m++)
