@@ -20,7 +20,7 @@ static const struct {
 } own_table[] = {
 	{ "help", help_main },     { "version", version_main }, { "completion", completion_main },
 	{ "doctor", doctor_main }, { "join", join_main },       { "run", run_main },
-	{ "exec", exec_main },     { "copy", copy_main },
+	{ "exec", exec_main },     { "copy", copy_main },       { "token", token_main },
 };
 
 cli_main *own_main(const struct verb *v)

@@ -222,7 +222,6 @@ void run_spec_caller(Copia__LaunchSpec *s, char *const *env, size_t env_count, c
 	for (size_t i = 0; i < env_count; i++)
 		env_put(s, env[i]);
 	char *here = folder && *folder ? realpath(folder, NULL) : getcwd(NULL, 0);
-	free(s->folder);
 	s->folder = here ? here : xstrdup(folder && *folder ? folder : "/");
 	s->folder_must_exist = folder && *folder;
 	mode_t mask = umask(0);
@@ -247,7 +246,6 @@ static int check_stdin(Copia__LaunchSpec *s, const char *who, struct err *err)
 			return err_set(err, -EINVAL,
 				       "--stdin %s: a rank, \"all\" or \"none\" is wanted", who);
 	}
-	free(s->stdin);
 	s->stdin = xstrdup(is_null_device(STDIN_FILENO) ? "none" : who);
 	return 0;
 }
@@ -310,7 +308,6 @@ int run_spec(Copia__RunRequest *rq, struct err *err)
 	if (r < 0)
 		return r;
 	run_spec_caller(s, rq->env, rq->n_env, rq->chdir);
-	free(s->mpi);
 	s->mpi = xstrdup(rq->mpi);
 	s->bind = !strcmp(rq->bind, "core");
 	s->keep_going = rq->keep_going;

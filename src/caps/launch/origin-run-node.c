@@ -20,7 +20,8 @@ static void fill_user(const struct launch *l, const struct call *c, Copia__Launc
 {
 	spec->uid = call_uid(c);
 	spec->gid = call_gid(c);
-	free(spec->user);
+	if (spec->user != protobuf_c_empty_string)
+		free(spec->user);
 	spec->user = xstrdup(call_user(c));
 	free(spec->groups);
 	spec->groups = NULL;

@@ -185,7 +185,8 @@ void site_fail(struct site_job *j, int code, const struct err *err)
 	prepare_cancel(j);
 	j->phase = COPIA__LAUNCH_PHASE__LAUNCH_FAILED;
 	j->report->code = code;
-	free(j->report->error);
+	if (j->report->error != protobuf_c_empty_string)
+		free(j->report->error);
 	j->report->error = xstrdup(err->msg);
 	site_report(j);
 }
