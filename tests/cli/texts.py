@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Every verb is explained everywhere: texts.py COPIA SCHEMA_SET MANUAL.scd MANUAL.1 COMPLETION.bash
+"""Every verb is explained everywhere.
+    texts.py COPIA SCHEMA_SET COPIA.1.scd COPIA.1 COMPLETION.bash COPIAD COPIAD.8.scd
 
 Each has help, a description, an example and described arguments in the schema; `copia VERB --help`
 shows them; copia(1) has a section; completion offers the verb, its options and nothing wrong.
@@ -124,8 +125,19 @@ def check_completion(script, schema):
           "completion offers options behind the program")
 
 
+def check_daemon(copiad, source):
+    """Options of the daemon, as it tells them, stand in its manual."""
+    done = subprocess.run([copiad, "--help"], capture_output=True, text=True, check=True)
+    with open(source, encoding="utf-8") as file:
+        text = bare(file.read())
+    options = re.findall(r"^ *(--[a-z-]+)", done.stdout, re.MULTILINE)
+    check(len(options) > 3, "copiad --help tells no options")
+    for option in options:
+        check(option in text, f"copiad(8): {option} is missing")
+
+
 def main():
-    _, copia, set_path, source, manual, script = sys.argv
+    _, copia, set_path, source, manual, script, copiad, daemon_source = sys.argv
     schema = copia_schema.load(set_path)
     for fault in copia_schema.missing_texts(schema):
         check(False, fault)
@@ -137,6 +149,7 @@ def main():
         check_examples(copia, verb)
         check_manual(text, verb)
     check_completion(script, schema)
+    check_daemon(copiad, daemon_source)
     for code, meaning in schema.exit_codes:
         check(bare(meaning) in text, f"copia(1): exit code {code}")
     print("\n".join(faults))

@@ -7,7 +7,7 @@ A transcript is a list of
     $ copia WORDS…            a shell command; `$ tty 60: copia …` runs it on a terminal of 60 columns
     what it prints            both outputs, standard error behind standard output
     [exit 2]                  where it is not 0
-and lines that begin with "#: " between them. --update writes what came instead of comparing.
+and lines that begin with "#: " between them. Tokens are shown as TOKEN. --update writes what came instead of comparing.
 Without --daemon there is none to talk to; with it each transcript gets a fresh one of its own.
 """
 import argparse
@@ -68,6 +68,8 @@ def run(command, env, folder):
         text, code = run_on_terminal(terminal[2], int(terminal[1]), env, folder)
     else:
         text, code = run_plain(command, env, folder)
+    # Secrets and addresses differ from run to run.
+    text = re.sub(r"copia1-[0-9a-z]{20,}(@\S+)?", lambda m: "TOKEN@HOST" if m[1] else "TOKEN", text)
     if text and not text.endswith("\n"):
         text += "[no line break]\n"
     return text + (f"[exit {code}]\n" if code else "")
