@@ -37,6 +37,22 @@ static void draw_settings(struct sim *s)
 	set->promote_lag = rng_chance(&s->rng, 500) ? 0 : 5 + up_to(s, 40);
 }
 
+/* Much reading, long leases, quick elections and leaders cut off: where a lease could go wrong. */
+static void hunt_leases(struct sim *s)
+{
+	s->hunt = true;
+	s->settings.lease = rng_chance(&s->rng, 800);
+	s->settings.election_ms = 160;
+	s->settings.heartbeat_ms = 10 + up_to(s, 40);
+	s->rates.read = 500;
+	s->rates.propose = 300;
+	s->rates.transfer = some(s, 4000);
+	s->rates.crash = some(s, 400);
+	s->rates.cut = some(s, 2000);
+	s->rates.hint = some(s, 2000);
+	s->rates.slow_disk = 0;
+}
+
 static void draw_rates(struct sim *s)
 {
 	s->rates = (struct rates){ .loss = some(s, 100),
@@ -55,12 +71,8 @@ static void draw_rates(struct sim *s)
 				   .slow_disk = some(s, 100),
 				   .snapshot_every = 3 + up_to(s, 40),
 				   .keep = up_to(s, 12) };
-	/* Now and then much reading and moving, which is where a lease could go wrong. */
-	if (rng_chance(&s->rng, 150)) {
-		s->rates.read = 500;
-		s->rates.transfer = 500 + up_to(s, 4000);
-		s->rates.crash = up_to(s, 100);
-	}
+	if (rng_chance(&s->rng, 250))
+		hunt_leases(s);
 }
 
 static bool happens(struct sim *s, unsigned per_100000)
@@ -87,8 +99,26 @@ static void cut(struct sim *s)
 	net_groups(s, digits);
 }
 
+/* Cut a leader off that holds a lease while somebody campaigns against it. */
+static void hunt(struct sim *s)
+{
+	struct node *leader = sim_leader(s);
+	bool campaign = false;
+
+	if (!leader || !raft_has_lease(leader->r, node_clock(s, leader)))
+		return;
+	for (unsigned i = 1; i <= s->o.nodes; i++)
+		campaign |= s->nodes[i].r && s->nodes[i].state == RAFT_CANDIDATE;
+	if (campaign && rng_chance(&s->rng, 100)) {
+		s->isolate = leader->id;
+		s->isolate_at = s->now;
+	}
+}
+
 static void network_faults(struct sim *s)
 {
+	if (s->hunt)
+		hunt(s);
 	if (happens(s, s->rates.cut))
 		cut(s);
 	if (happens(s, s->rates.cut_one_way)) {

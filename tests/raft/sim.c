@@ -67,6 +67,7 @@ void sim_reset(struct sim *s, uint64_t seed)
 	rng_seed(&s->rng, seed);
 	s->now = 1000;
 	s->isolate = 0;
+	s->hunt = false;
 	s->quiet = s->instant = s->manual_timers = false;
 	memset(s->timer, 0, sizeof(s->timer));
 	net_connect_all(s);

@@ -122,6 +122,7 @@ struct sim {
 	bool blocked[NODES_MAX + 1][NODES_MAX + 1]; /* from, to */
 	struct envelope *ring[RING], **ring_tail[RING];
 	struct envelope *spare;
+	bool hunt;                    /* leaders with a lease are cut off when somebody campaigns */
 	uint64_t isolate, isolate_at; /* a node that will be cut off */
 	uint64_t value;
 	/* what was seen, over all nodes */

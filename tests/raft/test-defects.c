@@ -375,6 +375,39 @@ static void restarted_sole_voter_waits_for_the_lease_of_a_leaving_leader(void **
 	sim_free(s);
 }
 
+/* Goal: a voter keeps to the lease of its leader also when it learned a newer term from an answer,
+ * and votes when the lease is over. (Found by the bench.) */
+static void voter_in_a_newer_term_keeps_to_the_lease(void **state)
+{
+	struct sim *s = scene_new(3, 3);
+	if (setjmp(s->out) != 0)
+		fail_msg("%s", s->reason);
+	s->settings.lease = true;
+	scene_start(s, 3);
+	struct node *n1 = scene_elect(s, 1), *n3 = &s->nodes[3];
+	scene_run(s, 60);
+	scene_groups(s, "012");
+	assert_true(raft_has_lease(n1->r, node_clock(s, n1)));
+	uint64_t term = raft_term(n1->r) + 1, last = raft_last_index(n1->r);
+	struct raft_message stale = {
+		.type = RAFT_MSG_APPEND_REPLY, .from = 2, .to = 3, .term = term
+	};
+	scene_deliver(s, &stale);
+	assert_int_equal(raft_term(n3->r), term);
+	struct raft_message ask = { .type = RAFT_MSG_VOTE,
+				    .from = 2,
+				    .to = 3,
+				    .term = term,
+				    .vote = { .last_index = last, .last_term = term - 1 } };
+	scene_deliver(s, &ask);
+	assert_int_equal(raft_vote(n3->r), 0);
+	scene_run(s, s->settings.election_ms);
+	assert_false(raft_has_lease(n1->r, node_clock(s, n1)));
+	scene_deliver(s, &ask);
+	assert_int_equal(raft_vote(n3->r), 2);
+	sim_free(s);
+}
+
 /* Goal: answers to a pre-vote that come late, in whatever state, count nowhere. */
 static void late_pre_vote_answers_count_nowhere(void **state)
 {
@@ -434,6 +467,7 @@ int main(void)
 		cmocka_unit_test(promoted_node_votes_before_it_knows),
 		cmocka_unit_test(leaving_voter_still_campaigns),
 		cmocka_unit_test(restarted_sole_voter_waits_for_the_lease_of_a_leaving_leader),
+		cmocka_unit_test(voter_in_a_newer_term_keeps_to_the_lease),
 		cmocka_unit_test(late_pre_vote_answers_count_nowhere),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

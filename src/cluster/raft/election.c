@@ -243,7 +243,8 @@ void election_vote(struct raft *r, const struct raft_message *m)
 		vote_answer(r, m, RAFT_STALE);
 		return;
 	}
-	if (!m->vote.transfer && is_sticky(r) && m->term > r->term)
+	/* Also in a term that is known already: that came from an answer, not from a leader. */
+	if (!m->vote.transfer && is_sticky(r))
 		return;
 	if (m->term > r->term)
 		follower_become(r, m->term, 0);
