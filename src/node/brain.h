@@ -15,6 +15,9 @@ int node_enter(struct node *n, const struct identity *i, bool fresh, struct err 
  * agree or peers: see node_leave_soon(). */
 void node_leave(struct node *n);
 
+/* Read from the log's state or the leader's view, whichever is right now. */
+void node_choose_state(struct node *n);
+
 /* Propose one command of the members. `done` is called exactly once, also on immediate failure
  * (then from within). code 0: applied; else the reason is in `text`. */
 typedef void node_done(void *ctx, int code, const char *text, struct span result);

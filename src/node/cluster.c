@@ -15,6 +15,25 @@
 
 /* ---------------------------------------------------------------- the state's side of the log */
 
+/* A node that becomes a controller gets the log from its beginning, or a snapshot, while it still
+ * knows the cluster from the leader's view. The two never mix: the log's state is changed by the
+ * log alone, or controllers would differ. */
+void node_choose_state(struct node *n)
+{
+	struct agree_status st = { .role = AGREE_AGENT };
+	if (n->agree)
+		agree_status(n->agree, &st);
+	bool in_log = st.role == AGREE_LEARNER || st.role == AGREE_VOTER || st.role == AGREE_LEADER;
+	bool caught_up = n->from_log->revision >= n->from_view->revision;
+	struct members *chosen =
+	    in_log && members_in_cluster(n->from_log) && caught_up ? n->from_log : n->from_view;
+	if (chosen == n->members)
+		return;
+	chosen->leader = n->members->leader;
+	chosen->term = n->members->term;
+	n->members = chosen;
+}
+
 static int on_apply(void *ctx, const struct agree_command *c, struct str *result, struct err *err)
 {
 	struct node *n = ctx;
@@ -27,8 +46,8 @@ static int on_apply(void *ctx, const struct agree_command *c, struct str *result
 	}
 	/* Several commands share a log entry, so the state counts its own revisions: equal
 	 * histories give equal numbers. */
-	int r = members_apply(n->members, n->members->revision + 1, c->now_ms, cmd->members, result,
-			      err);
+	int r = members_apply(n->from_log, n->from_log->revision + 1, c->now_ms, cmd->members,
+			      result, err);
 	copia__command__free_unpacked(cmd, NULL);
 	return r;
 }
@@ -36,31 +55,33 @@ static int on_apply(void *ctx, const struct agree_command *c, struct str *result
 static void on_save(void *ctx, struct str *out)
 {
 	const struct node *n = ctx;
-	members_save(n->members, out);
+	members_save(n->from_log, out);
 }
 
 static int on_load(void *ctx, struct span snapshot, struct err *err)
 {
 	struct node *n = ctx;
-	if (snapshot.len == 0) {
-		members_reset(n->members);
-		return 0;
-	}
-	return members_load(n->members, snapshot.at, snapshot.len, err);
+	if (snapshot.len)
+		return members_load(n->from_log, snapshot.at, snapshot.len, err);
+	members_reset(n->from_log);
+	return 0;
 }
 
 static void on_settled(void *ctx, uint64_t index, uint64_t now_ms)
 {
 	struct node *n = ctx;
-	members_node_changed(n->members_node);
+	node_choose_state(n);
+	if (n->members == n->from_log)
+		members_node_changed(n->members_node);
 }
 
 static void on_leader(void *ctx, uint32_t leader, uint64_t term, bool ready)
 {
 	struct node *n = ctx;
-	if (n->members->leader != leader || n->members->term != term)
+	node_choose_state(n);
+	if (leader && (n->members->leader != leader || n->members->term != term))
 		log_info("cluster", "leader of term %llu is %s", (unsigned long long)term,
-			 leader ? members_name(n->members, leader) : "not known");
+			 members_name(n->members, leader));
 	n->members->leader = leader;
 	n->members->term = term;
 	members_node_leader(n->members_node, ready);
@@ -69,6 +90,7 @@ static void on_leader(void *ctx, uint32_t leader, uint64_t term, bool ready)
 static void on_voters(void *ctx)
 {
 	struct node *n = ctx;
+	node_choose_state(n);
 	members_node_changed(n->members_node);
 }
 
@@ -185,7 +207,9 @@ void node_leave(struct node *n)
 		peers_close(n->peers, NULL, NULL);
 	n->peers = NULL;
 	n->number = 0;
-	members_reset(n->members);
+	members_reset(n->from_log);
+	members_reset(n->from_view);
+	n->members = n->from_view;
 }
 
 /* ---------------------------------------------------------------- proposing and sending */

@@ -216,7 +216,8 @@ static int set_up(struct brain *b, struct err *err)
 	uint64_t seed;
 	node_random(&seed, sizeof(seed));
 	rng_seed(&n->rng, seed);
-	n->members = members_new();
+	n->from_log = members_new();
+	n->members = n->from_view = members_new();
 	int r = control_new(&n->control, n, err);
 	if (r == 0)
 		r = members_node_new(&n->members_node, n, b->name, err);

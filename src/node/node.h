@@ -31,7 +31,9 @@ struct node {
 	uint32_t number;      /* 0 while in no cluster */
 	struct shepherd_link *shepherd;
 	struct control *control;
-	struct members *members; /* what this node knows of the cluster (members.h) */
+	struct members *members;   /* what this node knows of the cluster: one of the next two */
+	struct members *from_log;  /* controllers: the replicated state; only the log changes it */
+	struct members *from_view; /* others: what the leader told */
 	struct members_node *members_node;
 	struct peers *peers; /* NULL while in no cluster */
 	struct agree *agree; /* NULL while in no cluster */

@@ -360,8 +360,8 @@ static int take_admission(struct join_op *op, const Copia__JoinReply *reply, con
 	r = identity_save(mn->node->settings.state_dir, i, err);
 	if (r < 0)
 		return r;
-	members_reset(mn->node->members);
-	r = members_merge(mn->node->members, reply->view, err);
+	members_reset(mn->node->from_view);
+	r = members_merge(mn->node->from_view, reply->view, err);
 	if (r >= 0 && reply->view->key.len == 32)
 		members_set_bytes(&mn->own_key, &reply->view->key);
 	if (r >= 0)

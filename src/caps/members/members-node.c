@@ -224,13 +224,10 @@ static void save_view(struct members_node *mn)
 static void take_view(struct members_node *mn, uint32_t from, const Copia__View *v)
 {
 	struct err err = { 0 };
-	if (members_is_controller(mn)) {
-		struct agree_status st;
-		agree_status(mn->node->agree, &st);
-		if (st.role != AGREE_WAITING)
-			return; /* the log tells us */
-	}
-	int r = members_merge(mn->node->members, v, &err);
+	node_choose_state(mn->node);
+	if (mn->node->members == mn->node->from_log)
+		return; /* the log tells us */
+	int r = members_merge(mn->node->from_view, v, &err);
 	if (r == -ESTALE)
 		ask_view(mn, from);
 	if (r < 0) {
@@ -554,7 +551,7 @@ int members_node_start(struct members_node *mn, struct err *err)
 	if (v) {
 		v->term = 0;
 		v->leader = 0;
-		(void)members_merge(mn->node->members, v, err);
+		(void)members_merge(mn->node->from_view, v, err);
 		copia__view__free_unpacked(v, NULL);
 	}
 	return node_enter(mn->node, &mn->identity, false, err);
