@@ -198,7 +198,7 @@ def test_exec_keeps_the_terminal(lab):
     code = talk([*lab.command, "exec", "n1", "--", "bash", "--norc", "--noprofile", "-i"],
                 dict(lab.environment, PS1="ask> "), [
                     (b"ask> ", b"tty > /dev/null && echo o''n; sleep 100\n"),
-                    (b"on\r\n", b"\x03"), (b"^C", b"sh -c 'echo t\"\"wo; sleep 100'\n"),
+                    (b"on\r\n", b"\x03"), (b"^C", b"sh -c 'echo t\"\"wo; exec sleep 100'\n"),
                     (b"two\r\n", b"\x1a"), (b"Stopped", b"kill -9 %1; exit 5\n")])
     assert code == 5
 
@@ -424,13 +424,23 @@ def test_a_down_killed_half_way_can_be_repeated(make_lab):
 def test_one_command_at_a_time(lab):
     """Goal: the second says who holds the lab, and changes nothing."""
     lab.up(1)
-    holder = subprocess.Popen([PYTHON, "-c", "import fcntl, sys; f = open(sys.argv[1], 'r+');"
-                               "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True);"
-                               "sys.stdin.read()", str(lab.state_folder() / "lock")],
+    hold = """if True:
+        import fcntl, os, sys
+        f = open(sys.argv[1], "r+")
+        fcntl.flock(f, fcntl.LOCK_EX)
+        start = open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19]
+        f.write(f"{os.getpid()} {start}\\n")
+        f.truncate()
+        f.flush()
+        print("held", flush=True)
+        sys.stdin.read()
+    """
+    holder = subprocess.Popen([PYTHON, "-c", hold, str(lab.state_folder() / "lock")],
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
     for verb in (["up", "--bare"], ["kill", "n1"], ["down"], ["cut", "n1", "n1"]):
-        assert "being changed by another" in lab.run(*verb, code=1).stderr
+        said = lab.run(*verb, code=1).stderr
+        assert f"being changed by another command (pid {holder.pid})" in said
     assert lab.run("exec", "n1", "hostname").stdout == "n1\n"
     assert lab.node("n1")["state"] == "running"
     holder.communicate(b"")
