@@ -199,7 +199,7 @@ def test_exec_keeps_the_terminal(lab):
                 dict(lab.environment, PS1="ask> "), [
                     (b"ask> ", b"tty > /dev/null && echo o''n; sleep 100\n"),
                     (b"on\r\n", b"\x03"), (b"^C", b"sh -c 'echo t\"\"wo; exec sleep 100'\n"),
-                    (b"two\r\n", b"\x1a"), (b"Stopped", b"kill -9 %1; exit 5\n")])
+                    (b"two\r\n", b"\x1a"), (b"Stopped", b"kill -9 %1; wait %1; exit 5\n")])
     assert code == 5
 
 
