@@ -80,18 +80,16 @@ static int explain(struct err *err, int code, const char *path, const char *doin
 static int sync_folder(const char *path)
 {
 	const char *slash = strrchr(path, '/');
-	_cleanup_(free_p) char *folder =
-		!slash	      ? xstrdup(".") :
-		slash == path ? xstrdup("/") :
-				xstrndup(path, (size_t)(slash - path));
+	_cleanup_(free_p) char *folder = !slash          ? xstrdup(".")
+					 : slash == path ? xstrdup("/")
+							 : xstrndup(path, (size_t)(slash - path));
 	_cleanup_(close_fd) int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
 	return fsync(fd) < 0 ? -errno : 0;
 }
 
-int file_write_atomic(const char *path, const void *bytes, size_t len, mode_t mode,
-		      struct err *err)
+int file_write_atomic(const char *path, const void *bytes, size_t len, mode_t mode, struct err *err)
 {
 	_cleanup_(str_free) struct str temp = { 0 };
 	str_printf(&temp, "%s.XXXXXX", path);

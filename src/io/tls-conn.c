@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -54,10 +55,21 @@ void tls_conn_fail(struct tls_conn *c, int code, const char *why)
 	lose(c, &err);
 }
 
+/* libuv writes without MSG_NOSIGNAL: a peer that closed would end this process. A handler that the
+ * program has set stays. */
+static void ignore_broken_pipes(void)
+{
+	struct sigaction now;
+	if (sigaction(SIGPIPE, NULL, &now) == 0 && !(now.sa_flags & SA_SIGINFO) &&
+	    now.sa_handler == SIG_DFL)
+		(void)signal(SIGPIPE, SIG_IGN);
+}
+
 void tls_conn_init(struct tls_conn *c, uv_loop_t *loop, const struct tls_conn_events *events,
 		   struct tls_conn_buffers *buffers)
 {
 	*c = (struct tls_conn){ .state = TLS_CONN_NEW, .events = events, .buffers = buffers };
+	ignore_broken_pipes();
 	int r = uv_tcp_init(loop, &c->tcp);
 	assert(r == 0); /* makes no socket yet, cannot fail */
 	(void)r;

@@ -58,6 +58,7 @@ struct tls_conn {
 	bool wipe;                        /* plaintext holds secrets: wiped after use */
 };
 
+/* Also makes this process ignore SIGPIPE, unless it has its own handler. */
 void tls_conn_init(struct tls_conn *c, uv_loop_t *loop, const struct tls_conn_events *events,
 		   struct tls_conn_buffers *buffers);
 /* Take over a connected socket (closed on failure too) and wait for the first byte. After any

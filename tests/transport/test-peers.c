@@ -356,6 +356,104 @@ static void nothing_on_the_wire_is_readable(void **state)
 	mesh_free(&m);
 }
 
+enum { FORGET, DISCONNECT, REPLACE, CLOSE, WAYS };
+
+struct rude {
+	struct mesh *m;
+	unsigned way, calls;
+	bool closed;
+};
+
+static void on_rude_closed(void *ctx)
+{
+	((struct rude *)ctx)->closed = true;
+}
+
+/* What a handler may do to the session that it is called from. */
+static void be_rude(struct rude *r)
+{
+	struct mesh_node *n = &r->m->nodes[1];
+	r->calls++;
+	switch (r->way) {
+	case FORGET:
+		peers_forget_node(n->peers, 2);
+		break;
+	case DISCONNECT:
+		peers_disconnect(n->peers, 2, "rude");
+		break;
+	case REPLACE:
+		peers_forget_node(n->peers, 2);
+		mesh_know(r->m, 1, 2);
+		assert_int_equal(peers_send(n->peers, 2, CHANNEL_AGREE, "again", 5), 0);
+		break;
+	default:
+		peers_close(take_ptr(n->peers), on_rude_closed, r);
+	}
+}
+
+static void rude_handler(void *ctx, uint32_t from, struct span body)
+{
+	be_rude(ctx);
+}
+
+static void rude_state(void *ctx, uint32_t node, bool up, const char *reason)
+{
+	struct rude *r = ctx;
+	if (!up && !r->calls)
+		be_rude(r);
+}
+
+static void rude_drained(void *ctx, uint32_t node, enum channel channel)
+{
+	be_rude(ctx);
+}
+
+/* Goal: handlers and events may forget, end, replace and close what called them. */
+static void events_may_do_anything(void **state)
+{
+	uint8_t *block = xcalloc(1, 1 << 20);
+	for (unsigned i = 0; i < 3 * WAYS; i++) {
+		struct mesh m;
+		struct rude rude = { .m = &m, .way = i % WAYS };
+		mesh_init(&m);
+		/* Node 1's own events are the rude ones. */
+		mesh_start(&m, 1);
+		mesh_stop(&m, 1);
+		struct mesh_node *one = &m.nodes[1];
+		struct peers_settings s = { .node = 1,
+					    .cluster = m.own.cluster,
+					    .incarnation = 1000,
+					    .cert = pki_span(&one->cert),
+					    .key = pki_span(&one->key),
+					    .authority = pki_span(&m.own.authority),
+					    .events = { .ctx = &rude } };
+		if (i / WAYS == 1)
+			s.events.state = rude_state;
+		if (i / WAYS == 2)
+			s.events.drained = rude_drained;
+		assert_int_equal(peers_new(&one->peers, &m.loop, &s, NULL), 0);
+		assert_int_equal(peers_listen(one->peers, 0, NULL), 0);
+		peers_on(one->peers, CHANNEL_LAUNCH, rude_handler, &rude);
+		mesh_pair(&m, 1, 2);
+		if (i / WAYS == 0) {
+			send_text(&m, 2, 1, CHANNEL_LAUNCH, "a");
+			send_text(&m, 2, 1, CHANNEL_LAUNCH, "b");
+		} else if (i / WAYS == 1) {
+			peers_disconnect(m.nodes[2].peers, 1, "test");
+		} else {
+			while (peers_send(one->peers, 2, CHANNEL_STAGE, block, 1 << 20) == 0)
+				;
+		}
+		mesh_wait(&m, rude.calls > 0);
+		if (rude.way == CLOSE)
+			mesh_wait(&m, rude.closed);
+		if (rude.way == REPLACE)
+			mesh_wait(&m, m.nodes[2].received[CHANNEL_AGREE].count > 0);
+		mesh_free(&m);
+	}
+	free(block);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -369,6 +467,7 @@ int main(void)
 		cmocka_unit_test(ipv6_loopback_works),
 		cmocka_unit_test(agree_overtakes_bulk),
 		cmocka_unit_test(nothing_on_the_wire_is_readable),
+		cmocka_unit_test(events_may_do_anything),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
