@@ -39,14 +39,19 @@ void proc_title_init(int argc, char **argv)
 	while (environ[count])
 		count++;
 	char **copy = xcalloc(count + 1, sizeof(char *));
+	/* What carries our mark must keep it readable in /proc. */
+	bool is_marked_itself = getenv(PROC_STATE_MARK) != NULL;
 	for (size_t i = 0; i < count; i++) {
-		if (environ[i] == end)
+		if (environ[i] == end && !is_marked_itself)
 			end = environ[i] + strlen(environ[i]) + 1;
 		copy[i] = xstrdup(environ[i]);
 	}
 	title_at = argv[0];
 	title_size = (size_t)(end - argv[0]);
 	environ = copy;
+	/* What others read of the arguments later must not change with the title. */
+	for (int i = 0; i < argc; i++)
+		argv[i] = xstrdup(argv[i]);
 }
 
 void proc_title(const char *title)

@@ -25,6 +25,7 @@ int proc_kill_orphans(const char *state_dir, const struct id *tasks, size_t coun
 /* Text after "NAME=" in /proc/PID/environ into buf; false when absent or not readable. */
 bool proc_environ(pid_t pid, const char *name, char *buf, size_t size);
 
-/* Replace what `ps` shows for this process; call once, early, with main's argv. */
+/* Replace what `ps` shows for this process. proc_title_init() comes once, early, with main's argv,
+ * whose texts it moves to safety; threads must not run yet. */
 void proc_title_init(int argc, char **argv);
 void proc_title(const char *title);

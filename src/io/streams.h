@@ -59,7 +59,8 @@ int stream_out_read(struct stream_out *s, struct stream_scratch *scratch, void *
  * Consume{upto = s->acked} (it is then under way); also true when the stream is finished and the
  * shepherd has not said `ended` yet. Call with upto = s->acked just to ask again. */
 bool stream_out_acked(struct stream_out *s, uint64_t upto);
-/* The shepherd's answer. The caller then reads again and asks stream_out_acked() again. */
+/* The shepherd's answer. The caller then reads again and asks stream_out_acked() again; `finished`
+ * may have become true by it. */
 void stream_out_consumed(struct stream_out *s, uint64_t consumed, bool ended);
 
 void stream_in_init(struct stream_in *s, int fd, uint64_t pumped);

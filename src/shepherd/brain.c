@@ -253,7 +253,8 @@ int brain_start(struct shepherd *s, struct err *err)
 		brain_kill(s, strerror(-r));
 	hello_send(s);
 	tasks_tell(s);
-	beats_report(s);
+	if (beats_next_us(s) != UINT64_MAX)
+		beats_report(s);
 	return 0;
 }
 

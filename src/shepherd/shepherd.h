@@ -172,7 +172,10 @@ void passage_tick(struct shepherd *s);
 uint64_t passage_next_us(const struct shepherd *s);
 
 /* handover.c */
-enum { HANDOVER_VERSION = 1 };
+#ifndef COPIA_HANDOVER_VERSION
+#define COPIA_HANDOVER_VERSION 1 /* tests build a daemon with another one */
+#endif
+enum { HANDOVER_VERSION = COPIA_HANDOVER_VERSION };
 /* Become the other program; returns only on failure. */
 int handover_exec(struct shepherd *s, const char *path, struct err *err);
 /* Take over what descriptor `fd` holds. Errors: -EPROTO unknown version; *ret_old_fd is then the
