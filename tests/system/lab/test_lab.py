@@ -194,11 +194,12 @@ def talk(command, environment, steps):
 def test_exec_keeps_the_terminal(lab):
     """Goal: a shell in a node has job control, Ctrl-C and Ctrl-Z."""
     lab.up(1)
+    # the word comes from the program that is to be interrupted, not from the shell before it starts;
     # "exit" twice: the first may find that its killed job still counts as stopped
     # the quotes keep the word that is waited for out of the echo of what is typed
     code = talk([*lab.command, "exec", "n1", "--", "bash", "--norc", "--noprofile", "-i"],
                 dict(lab.environment, PS1="ask> "), [
-                    (b"ask> ", b"tty > /dev/null && echo o''n; sleep 100\n"),
+                    (b"ask> ", b"tty > /dev/null && sh -c 'echo o\"\"n; exec sleep 100'\n"),
                     (b"on\r\n", b"\x03"), (b"^C", b"sh -c 'echo t\"\"wo; exec sleep 100'\n"),
                     (b"two\r\n", b"\x1a"), (b"Stopped", b"kill -9 %1\nexit 5\nexit 5\n")])
     assert code == 5
