@@ -4,6 +4,7 @@
 
 #include "io/cgroup-file.h"
 #include "io/fdpass.h"
+#include "io/proc.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -101,7 +102,7 @@ static bool tree_own(enum cgroup_tree tree, char *ret, size_t size)
 	return found;
 }
 
-/* FNV-1a: a short name for a path; a collision would need two state folders in one parent group. */
+/* FNV-1a: a short name; a collision would need two state folders in one parent group. */
 static uint64_t hash_text(const char *text)
 {
 	uint64_t h = 0xcbf29ce484222325;
@@ -232,9 +233,12 @@ static void note_write(const struct cgroups *g, const char *state_dir)
 
 void cgroups_open(struct cgroups *g, const char *state_dir)
 {
-	char name[32];
+	char name[32], mark[PROC_MARK_SIZE];
 	reset(g);
-	snprintf(name, sizeof(name), "copia-%016llx", (unsigned long long)hash_text(state_dir));
+	/* By what the folder is and not by its path: the nodes of a lab all call theirs the same.
+	 */
+	snprintf(name, sizeof(name), "copia-%016llx",
+		 (unsigned long long)hash_text(proc_node_mark(state_dir, mark)));
 	for (int i = 0; i < CGROUP_TREE_COUNT; i++)
 		open_tree(g, (enum cgroup_tree)i, name);
 	finish(g);

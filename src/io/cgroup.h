@@ -4,7 +4,7 @@
  * pids groups when limits are asked for. Nothing at all is a valid answer: `kind` says so.
  *
  * Groups lie below the group that the daemon was started in, in a folder named after the state
- * folder: NAME = "copia-" + 16 hex digits; tasks in NAME/ID. */
+ * folder: NAME = "copia-" + 16 hex digits (of proc_node_mark()); tasks in NAME/ID. */
 #pragma once
 #include "base/err.h"
 #include "base/id.h"

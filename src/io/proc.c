@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -64,6 +65,17 @@ void proc_title(const char *title)
 	(void)prctl(PR_SET_NAME, name, 0, 0, 0);
 }
 
+char *proc_node_mark(const char *state_dir, char ret[PROC_MARK_SIZE])
+{
+	struct stat st;
+	if (stat(state_dir, &st) < 0)
+		snprintf(ret, PROC_MARK_SIZE, "none");
+	else
+		snprintf(ret, PROC_MARK_SIZE, "%llx-%llx", (unsigned long long)st.st_dev,
+			 (unsigned long long)st.st_ino);
+	return ret;
+}
+
 /* The whole environment of a process, NUL behind each and at the end. False: gone or not ours. */
 static bool environ_read(pid_t pid, struct str *ret)
 {
@@ -113,8 +125,11 @@ static bool is_marked(pid_t pid, const char *state_dir, const struct id *tasks, 
 	if (!environ_read(pid, all))
 		return false;
 	const char *state = environ_find(all, PROC_STATE_MARK);
+	const char *node = environ_find(all, PROC_NODE_MARK);
 	const char *task = environ_find(all, PROC_TASK_MARK);
-	if (!state || !task || strcmp(state, state_dir) != 0)
+	char mark[PROC_MARK_SIZE];
+	if (!state || !node || !task || strcmp(state, state_dir) != 0 ||
+	    strcmp(node, proc_node_mark(state_dir, mark)) != 0)
 		return false;
 	if (!tasks)
 		return true;

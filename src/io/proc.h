@@ -9,6 +9,13 @@
 /* Marks in the environment of everything that Copia starts. */
 #define PROC_TASK_MARK  "COPIA_TASK"       /* id of the task; "brain" for the brain itself */
 #define PROC_STATE_MARK "COPIA_NODE_STATE" /* absolute path of the node's state folder */
+#define PROC_NODE_MARK  "COPIA_NODE_MARK"  /* proc_node_mark() of it */
+
+enum { PROC_MARK_SIZE = 64 };
+
+/* The folder's identity beyond its path, which is the same on every node of a lab and in every
+ * container: "DEVICE-INODE" in hexadecimal; "none" when there is no such folder. Returns `ret`. */
+char *proc_node_mark(const char *state_dir, char ret[PROC_MARK_SIZE]);
 
 /* Kill every process that carries the mark of this state folder, and every member of its task
  * cgroups, until none is left: after the shepherd died (the brain calls this on EOF of its link)

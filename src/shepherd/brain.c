@@ -166,12 +166,14 @@ static void hello_send(struct shepherd *s)
  * the strings are borrowed but for the last two. */
 static char **brain_env(const struct shepherd *s)
 {
-	static const char *const hidden[] = { "NOTIFY_SOCKET=", "WATCHDOG_PID=", "WATCHDOG_USEC=",
-					      PROC_TASK_MARK "=", PROC_STATE_MARK "=" };
+	static const char *const hidden[] = { "NOTIFY_SOCKET=",    "WATCHDOG_PID=",
+					      "WATCHDOG_USEC=",    PROC_TASK_MARK "=",
+					      PROC_STATE_MARK "=", PROC_NODE_MARK "=" };
 	size_t count = 0, at = 0;
 	while (environ[count])
 		count++;
-	char **env = xcalloc(count + 3, sizeof(char *));
+	char mark_text[PROC_MARK_SIZE];
+	char **env = xcalloc(count + 4, sizeof(char *));
 	for (size_t i = 0; i < count; i++) {
 		bool hide = false;
 		for (size_t k = 0; k < ARRAY_LEN(hidden); k++)
@@ -179,9 +181,11 @@ static char **brain_env(const struct shepherd *s)
 		if (!hide)
 			env[at++] = environ[i];
 	}
-	struct str mark = { 0 };
-	str_printf(&mark, PROC_STATE_MARK "=%s", s->set.state_dir);
+	struct str state = { 0 }, mark = { 0 };
+	str_printf(&state, PROC_STATE_MARK "=%s", s->set.state_dir);
+	str_printf(&mark, PROC_NODE_MARK "=%s", proc_node_mark(s->set.state_dir, mark_text));
 	env[at++] = (char *)PROC_TASK_MARK "=brain";
+	env[at++] = str_take(&state);
 	env[at] = str_take(&mark);
 	return env;
 }
@@ -220,6 +224,7 @@ static int launch(struct shepherd *s, int theirs, struct child *ret, struct err 
 	while (env[last])
 		last++;
 	free(env[last - 1]);
+	free(env[last - 2]);
 	free(env);
 	return r;
 }

@@ -8,6 +8,7 @@
 #include "io/file.h"
 #include "io/proc.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -162,6 +163,8 @@ static int setup(struct shepherd *s, const struct options *o, struct err *err)
 	s->null_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
 	if (s->epoll_fd < 0 || s->null_fd < 0)
 		return err_set(err, -errno, "start: %s", strerror(errno));
+	static_assert(sizeof(s->node_mark) == PROC_MARK_SIZE, "holds a mark");
+	(void)proc_node_mark(s->set.state_dir, s->node_mark);
 	tasks_init(s);
 	leases_init(s);
 	int r = signals_open(s, err);

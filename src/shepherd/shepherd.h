@@ -92,6 +92,7 @@ struct shepherd {
 	uint64_t now_us; /* of this round */
 	uint64_t started_us, incarnation;
 	bool upgraded;
+	char node_mark[64];       /* proc_node_mark() of the state folder */
 	struct str packed;        /* reused for every event */
 	struct rlimit own_nofile; /* as we found it: children get it back */
 

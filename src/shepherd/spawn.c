@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 enum {
-	ENV_OWN = 2 + CHILD_KEEP_MAX, /* our marks, the numbers of passed descriptors */
+	ENV_OWN = 3 + CHILD_KEEP_MAX, /* our marks, the numbers of passed descriptors */
 	ENV_NAME = 64,                /* of a passed descriptor's variable */
 	ARGS_MAX = 65536,             /* of argv and of env, each */
 	GROUPS_MAX = 1024,
@@ -33,7 +33,7 @@ struct spawn {
 	int keep[CHILD_KEEP_MAX];
 	unsigned keep_count;
 	char **argv, **env;
-	char task_mark[64], state_mark[PATH_MAX + 32];
+	char task_mark[64], state_mark[PATH_MAX + 32], node_mark[PROC_MARK_SIZE + 32];
 	char numbers[CHILD_KEEP_MAX][ENV_NAME + 12];
 	struct child_limit limits[CHILD_LIMITS_MAX];
 	unsigned limit_count;
@@ -129,7 +129,8 @@ static int check(struct shepherd *s, const Copia__Shepherd__Spawn *m, unsigned f
 
 static bool is_ours(const char *variable, const struct spawn *p)
 {
-	static const char *const own[] = { PROC_TASK_MARK "=", PROC_STATE_MARK "=" };
+	static const char *const own[] = { PROC_TASK_MARK "=", PROC_STATE_MARK "=",
+					   PROC_NODE_MARK "=" };
 	for (size_t i = 0; i < ARRAY_LEN(own); i++)
 		if (strncmp(variable, own[i], strlen(own[i])) == 0)
 			return true;
@@ -157,6 +158,8 @@ static void build_vectors(struct shepherd *s, struct spawn *p)
 	snprintf(p->state_mark, sizeof(p->state_mark), PROC_STATE_MARK "=%s", s->set.state_dir);
 	p->env[at++] = p->task_mark;
 	p->env[at++] = p->state_mark;
+	snprintf(p->node_mark, sizeof(p->node_mark), PROC_NODE_MARK "=%s", s->node_mark);
+	p->env[at++] = p->node_mark;
 	for (size_t i = 0; i < m->n_pass; i++) {
 		if (!m->pass[i]->env[0])
 			continue;

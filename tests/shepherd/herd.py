@@ -211,7 +211,10 @@ class Herd:
                 self.read_some()
 
     def read_some(self):
-        part = self.link.recv(1 << 20)
+        try:
+            part = self.link.recv(1 << 20)
+        except ConnectionResetError:
+            part = b""
         if not part:
             raise EOFError("the brain went away")
         self.buffer += part

@@ -118,7 +118,7 @@ def test_input_that_nobody_reads_is_told(herd):
 
 
 def test_a_terminal_has_size_and_control(herd):
-    s = herd.spawn(["sh", "-c", "tty; stty size; read x; stty size; echo got $x; sleep 100"],
+    s = herd.spawn(["sh", "-c", "tty; stty size; read x; stty size; echo got $x; exec cat"],
                    pty=True, rows=30, cols=100)
     seen = lambda: herd.terminals.get(s["task"], b"")
     herd.wait_for(lambda: b"30 100" in seen(), what="size")
@@ -126,6 +126,8 @@ def test_a_terminal_has_size_and_control(herd):
     herd.ask("winsize", {"task": s["task"], "rows": 50, "cols": 120})
     herd.send_input(s["task"], b"word\n")
     herd.wait_for(lambda: b"got word" in seen() and b"50 120" in seen(), what="answer")
+    herd.send_input(s["task"], b"cat\n")
+    herd.wait_for(lambda: seen().count(b"cat\r\n") == 2, what="cat, which takes no signal half")
     herd.send_input(s["task"], b"\x03")
     assert herd.wait("exit")["signal"] == 2, "interrupt comes from the terminal"
 

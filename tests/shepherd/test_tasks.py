@@ -90,10 +90,12 @@ def test_environment_descriptors_umask_and_session(herd, tmp_path):
     lines = out.decode().split("\n")
     assert lines[:3] == ["0027", "3", "content"]
     marks = {line for line in lines if line.startswith("COPIA")}
-    assert marks == {f"COPIA_TASK={x['task']}", f"COPIA_NODE_STATE={herd.state}"}
-    stat = lines[5].split()
+    st = os.stat(herd.state)
+    assert marks == {f"COPIA_TASK={x['task']}", f"COPIA_NODE_STATE={herd.state}",
+                     f"COPIA_NODE_MARK={st.st_dev:x}-{st.st_ino:x}"}
+    stat = lines[6].split()
     assert stat[0] == stat[1] == stat[2], "leads its own session and group"
-    assert lines[6].split() == ["0", "1", "2", "3"], "inherits nothing else"
+    assert lines[7].split() == ["0", "1", "2", "3"], "inherits nothing else"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
