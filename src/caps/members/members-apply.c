@@ -379,10 +379,10 @@ static int apply_update(const struct apply *a, const Copia__MembersCommand *cmd)
 			copia__node_facts__free_unpacked(n->facts, NULL);
 		n->facts = members_copy_of(c->facts);
 	}
-	if (restarted || was_down) {
-		set_state(a, n, COPIA__NODE_STATE__UP, restarted ? "started again" : "heard again");
-		members_tell_node(a->m, "node-up", n, "node %s is up: %s", n->name, n->reason);
-	}
+	/* A node that was down is up when its heartbeats are heard, not because it says so. */
+	if (restarted && !was_down)
+		members_tell_node(a->m, "node-restarted", n, "the daemon of node %s started again",
+				  n->name);
 	return 0;
 }
 

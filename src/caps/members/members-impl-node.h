@@ -31,6 +31,7 @@ struct known {
 	uint32_t *missed_by; /* leader: controllers that miss it */
 	size_t missed_count;
 	bool verdict_pending;
+	bool goodbye_said, goodbye_due; /* it left: told so, and to be forgotten */
 	uint32_t rtt_us;
 	uint64_t orders_revision; /* leader: of the orders it confirmed */
 	UT_hash_handle hh;
@@ -66,9 +67,10 @@ struct members_node {
 	uint64_t hb_bad; /* refused heartbeats, as last told */
 	bool updated;    /* our facts were told to the cluster since this start */
 	bool update_pending;
-	bool voters_pending;
-	uint64_t down_since_seen_ms;
-	uint64_t saved_revision;                  /* newest node in the saved view */
+	bool viewed;             /* the leader's view came since we have a session with it */
+	bool fresh;              /* what we know is what the leader knows */
+	uint64_t in_touch_ms;    /* with the leader, last */
+	uint64_t saved_revision; /* newest node in the saved view */
 	ProtobufCBinaryData own_key, own_old_key; /* agents: heartbeat keys, from the leader */
 	struct own_resource *own;                 /* by name */
 	struct follower *followers;

@@ -16,6 +16,7 @@ enum {
 	PUSH_DELAY_MS = 5, /* several changes travel together */
 	LOAD_EVERY_MS = 5000,
 	KEEP_EVERY_MS = 1000,
+	STALE_AFTER_MS = 10 * 1000, /* without the leader */
 };
 
 /* ---------------------------------------------------------------- small tools */
@@ -67,17 +68,52 @@ size_t members_addresses(const Copia__Node *n, union addr ret[PEERS_ADDRESS_MAX]
 
 /* ---------------------------------------------------------------- who may talk to us */
 
+static void push_to(struct members_node *mn, uint32_t to, uint64_t since);
+
+/* Do we know what the leader knows? Not after a start, nor when it was out of reach for a while. */
+static void judge_freshness(struct members_node *mn)
+{
+	uint32_t leader = mn->node->members->leader;
+	bool in_touch = leader &&
+			(leader == mn->node->number || peers_up(mn->node->peers, leader)) &&
+			(mn->node->members == mn->node->from_log || mn->viewed);
+	uint64_t now = node_now_ms(mn->node);
+	if (in_touch)
+		mn->in_touch_ms = now;
+	if (!in_touch)
+		mn->viewed = false;
+	mn->fresh = in_touch || (mn->fresh && now < mn->in_touch_ms + STALE_AFTER_MS);
+}
+
+/* Sessions of a node that is gone end at once. One that left by itself is told first: the leader
+ * sends it the view in which it left, and forgets it at the next turn of the timer. */
+static void say_goodbye(struct members_node *mn, const Copia__Node *n)
+{
+	struct known *k = members_known(mn, n->number);
+	bool polite = !strcmp(n->reason, "left") && peers_up(mn->node->peers, n->number);
+	if (polite && !k->goodbye_said) {
+		k->goodbye_said = true;
+		if (members_is_leader(mn))
+			push_to(mn, n->number, 0);
+		return;
+	}
+	if (!polite || k->goodbye_due)
+		peers_forget_node(mn->node->peers, n->number);
+	k->goodbye_due = true;
+}
+
 void members_tell_peers(struct members_node *mn)
 {
 	const Copia__MembersState *s = mn->node->members->state;
 	bool controller = members_is_controller(mn);
+	judge_freshness(mn);
 	for (size_t i = 0; i < s->n_nodes; i++) {
 		const Copia__Node *n = s->nodes[i];
 		struct err err = { 0 };
 		if (n->number == mn->node->number)
 			continue;
 		if (n->state == COPIA__NODE_STATE__LEFT) {
-			peers_forget_node(mn->node->peers, n->number);
+			say_goodbye(mn, n);
 			continue;
 		}
 		union addr addresses[PEERS_ADDRESS_MAX];
@@ -93,6 +129,10 @@ void members_tell_peers(struct members_node *mn)
 		/* A certificate that is not recorded yet is just being signed: nobody has it. */
 		if (allowed_count == 0)
 			continue;
+		/* What we know is old: the controllers may have new certificates since. Those of
+		 * the cluster's authority for their numbers are good enough to ask what is new. */
+		if (!mn->fresh && n->role != COPIA__NODE_ROLE__AGENT)
+			p.allowed_count = 0;
 		if (peers_set_node(mn->node->peers, &p, &err) < 0)
 			log_warning("members", "node %s: %s", n->name, err.msg);
 		peers_keep(mn->node->peers, n->number,
@@ -234,6 +274,7 @@ static void take_view(struct members_node *mn, uint32_t from, const Copia__View 
 		log_debug("members", "view of %u: %s", from, err.msg);
 		return;
 	}
+	mn->viewed = true;
 	if (v->key.len == 32)
 		members_set_bytes(&mn->own_key, &v->key);
 	if (v->old_key.len == 32)
@@ -458,6 +499,7 @@ static void on_keep_timer(uv_timer_t *t)
 	if (!members_in_cluster(mn->node->members))
 		return;
 	save_view(mn);
+	members_tell_peers(mn);
 	tell_update(mn);
 	members_keep(mn);
 	/* An agent that hears of no leader asks all controllers again. */
@@ -472,7 +514,8 @@ static void on_keep_timer(uv_timer_t *t)
 void members_node_entered(struct members_node *mn)
 {
 	peers_on(mn->node->peers, CHANNEL_MEMBERS, on_message, mn);
-	mn->updated = mn->update_pending = mn->voters_pending = mn->leaving = false;
+	mn->updated = mn->update_pending = mn->leaving = false;
+	mn->fresh = mn->viewed = false;
 	(void)uv_timer_start(&mn->load_timer, on_load_timer, 0, LOAD_EVERY_MS);
 	(void)uv_timer_start(&mn->keep_timer, on_keep_timer, KEEP_EVERY_MS, KEEP_EVERY_MS);
 	if (members_in_cluster(mn->node->members))

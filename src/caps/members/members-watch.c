@@ -185,6 +185,8 @@ void members_watch_update(struct members_node *mn)
 
 /* ---------------------------------------------------------------- suspicion and verdict */
 
+enum { FIRST_HEARD_MS = 15 * 1000 };
+
 static void set_missed_by(struct known *k, uint32_t controller, bool missing)
 {
 	size_t at = 0;
@@ -239,6 +241,13 @@ static size_t current_voters(struct members_node *mn, uint32_t voters[AGREE_CONT
 	return count;
 }
 
+static uint64_t wall_ms(void)
+{
+	uv_timeval64_t t = { 0 };
+	(void)uv_gettimeofday(&t);
+	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_usec / 1000;
+}
+
 static void judge(struct members_node *mn, uint32_t number)
 {
 	const Copia__Node *n = members_find(mn->node->members, number);
@@ -249,6 +258,9 @@ static void judge(struct members_node *mn, uint32_t number)
 	uint32_t voters[AGREE_CONTROLLERS_MAX];
 	size_t count = current_voters(mn, voters);
 	bool lost = members_plan_lost(voters, count, k->missed_by, k->missed_count);
+	/* A newcomer writes its identity to a disk that may be slow before it is heard at all. */
+	if (lost && !k->heard && wall_ms() < n->joined_ms + FIRST_HEARD_MS)
+		return;
 	char reason[160];
 	if (lost && n->state == COPIA__NODE_STATE__UP) {
 		(void)snprintf(
@@ -321,19 +333,18 @@ void members_watch_suspect(struct members_node *mn, const Copia__Shepherd__Suspe
 void members_watch_report(struct members_node *mn, const Copia__Shepherd__HeartbeatReport *r)
 {
 	bool controller = members_in_cluster(mn->node->members) && members_is_controller(mn);
-	bool changed = false, any = false;
 	for (size_t i = 0; i < r->n_peers; i++) {
 		const Copia__Shepherd__PeerState *p = r->peers[i];
 		struct known *k = members_known(mn, p->number);
 		k->heard = p->heard;
 		k->rtt_us = p->rtt_us;
 		k->lease_end_us = p->lease_end_us;
-		changed |= k->missing != (bool)p->suspect;
-		any |= p->suspect;
 		if (controller)
 			own_opinion(mn, k, p->suspect);
 	}
-	if (controller && (changed || any))
+	/* Each time, also when nothing changed: what was told to a former leader, or lost, is told
+	 * again. */
+	if (controller)
 		send_suspicion(mn);
 	uint64_t bad = r->bad_sender + r->bad_mac + r->malformed;
 	if (bad > mn->hb_bad + 100)
