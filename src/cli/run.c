@@ -403,6 +403,8 @@ static int take_frames(struct run *r, struct err *err)
 					       "the daemon's answer is not understood: "
 					       "daemon and command are of different "
 					       "versions");
+			if (u->body_case != COPIA__RUN_UPDATE__BODY_PLACED)
+				r->lost_ms = 0;
 			int code = on_update(r, u, err);
 			copia__run_update__free_unpacked(u, NULL);
 			if (code < 0)
@@ -502,14 +504,17 @@ static uint64_t now_ms(void)
  * time, see conn.h. */
 static int come_back(struct run *r, struct err *err)
 {
-	uint64_t until = now_ms() + RUN_REOPEN_MS;
-	r->begun = false;
 	int code = -ECONNRESET;
-	while (now_ms() < until) {
+	r->begun = false;
+	/* A daemon that comes back and dies again, over and over, is not back. */
+	if (!r->lost_ms) {
+		r->lost_ms = now_ms();
+		if (r->verbose)
+			run_say(r, "the daemon went away; the ranks go on; waiting for it");
+	}
+	while (now_ms() - r->lost_ms < RUN_REOPEN_MS) {
 		code = conn_reopen(r->conn, err);
 		if (code == 0) {
-			if (r->verbose)
-				run_say(r, "the daemon was restarted; going on");
 			begin(r);
 			return 0;
 		}
@@ -519,6 +524,24 @@ static int come_back(struct run *r, struct err *err)
 	}
 	return err_wrap(err, code, "the daemon went away and did not come back within %d s",
 			RUN_REOPEN_MS / 1000);
+}
+
+/* The daemon is there, but does not know its cluster yet. */
+static int begin_later(struct run *r, struct err *err)
+{
+	if (!r->again_until_ms)
+		r->again_until_ms = now_ms() + RUN_REOPEN_MS;
+	if (now_ms() > r->again_until_ms)
+		return err_set(err, -EAGAIN, "%s", r->end_text);
+	r->ended = false;
+	r->begun = false;
+	r->end_code = 0;
+	free(take_ptr(r->end_text));
+	struct pollfd p = { .fd = r->signal_pipe[0], .events = POLLIN };
+	if (poll(&p, 1, REOPEN_EVERY_MS) > 0)
+		run_signals(r);
+	begin(r);
+	return 0;
 }
 
 static int turn(struct run *r, struct err *err)
@@ -539,6 +562,8 @@ static int turn(struct run *r, struct err *err)
 	if (p[0].revents || conn_fd(r->conn) < 0)
 		code = conn_work(r->conn, err);
 	int taken = take_frames(r, err);
+	if (taken == 0 && r->ended && r->end_code == -EAGAIN)
+		return begin_later(r, err);
 	if (taken < 0 || r->ended)
 		return taken;
 	if (code == -ECONNRESET)

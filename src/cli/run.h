@@ -61,6 +61,8 @@ struct run {
 	bool ended;   /* the call is over */
 	int end_code; /* its negative errno */
 	char *end_text;
+	uint64_t lost_ms;        /* since when the daemon is away; 0: it is there */
+	uint64_t again_until_ms; /* the daemon said that it is not ready */
 
 	/* Standard input. */
 	struct str input; /* from input_base on; what the daemon has not taken */

@@ -297,6 +297,9 @@ static int check_request(struct launch *l, const struct call *c, const Copia__Ru
 		    err, -ENOTCONN,
 		    "this node is in no cluster; make one: copia init, or join one: copia "
 		    "join TOKEN@HOST");
+	/* After a restart the brain listens before it has read the cluster's state. */
+	if (!members_find(l->node->members, launch_self(l)))
+		return err_set(err, -EAGAIN, "this node is just starting; try again in a moment");
 	if (rq->job.len != ID_SIZE || !rq->spec)
 		return err_set(err, -EINVAL, "the request is incomplete; use `copia run`");
 	for (size_t i = 0; i < rq->spec->n_programs; i++)
@@ -308,7 +311,7 @@ static int check_request(struct launch *l, const struct call *c, const Copia__Ru
 			       LAUNCH_JOBS_MAX);
 	if (!rq->spec->n_programs && !rq->spec->copy_to[0])
 		return err_set(err, -EINVAL, "nothing to run");
-	return check_root(l, c, err);
+	return rq->attach ? 0 : check_root(l, c, err);
 }
 
 static void init_state(struct origin_job *j, const Copia__RunAttach *a)

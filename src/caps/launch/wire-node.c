@@ -263,7 +263,7 @@ void wire_prepare(struct site_job *j)
 int wire_rank(struct site_rank *r, struct str *env_out)
 {
 	struct site_wire *w = r->job->wire;
-	if (!w)
+	if (!w || !w->ranks) /* relearned: a rank that is started only now goes without */
 		return -1;
 	struct wire_rank *k = w->ranks[r->rank - r->job->place->first];
 	bool has_rank = false;
@@ -284,7 +284,7 @@ int wire_rank(struct site_rank *r, struct str *env_out)
 void wire_spawned(struct site_job *j)
 {
 	struct site_wire *w = j->wire;
-	for (uint32_t i = 0; w && i < j->place->count; i++) {
+	for (uint32_t i = 0; w && w->ranks && i < j->place->count; i++) {
 		struct wire_rank *r = w->ranks[i];
 		if (r->theirs < 0)
 			continue;
@@ -355,7 +355,7 @@ static struct site_job *job_of(struct launch *l, const char *text)
 static void job_ready(struct site_job *j, const Copia__WireupJobReady *r)
 {
 	struct site_wire *w = j->wire;
-	if (!w || !w->spawning)
+	if (!w || !w->spawning || !w->ranks)
 		return;
 	w->spawning = false;
 	if (r->code < 0 && w->forced) {
