@@ -14,10 +14,19 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { SYNCS = 400, SINGLE = 1000, MANY = 40000, ETCD_SINGLE = 500, ETCD_MANY = 5000, BODY = 64 };
+enum {
+	ROUNDS = 10, /* what is compared is measured in turns, because other load comes and goes */
+	SYNCS = 50,  /* in a round */
+	SINGLE = 100,
+	MANY = 20000,
+	ETCD_SINGLE = 60,
+	ETCD_MANY = 4000,
+	BODY = 64,
+};
 
 static uint64_t now_us(void)
 {
@@ -42,15 +51,14 @@ static uint64_t median(uint64_t *all, size_t count)
 
 /* p50 of 4 KiB and fdatasync, in microseconds: at the end of a growing file, or over blocks that
  * are there (no file system journal needed). */
-static uint64_t sync_us(bool grow)
+static uint64_t sync_us(bool grow, unsigned who)
 {
 	static char block[1 << 20];
 	uint64_t took[SYNCS];
-	int fd = open("sync.tmp", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	for (unsigned i = 0; !grow && i < SYNCS * 4096 / sizeof(block) + 1; i++)
-		if (write(fd, block, sizeof(block)) != sizeof(block))
-			abort();
-	if (fd < 0 || fsync(fd) < 0)
+	char name[32];
+	(void)snprintf(name, sizeof(name), "sync-%u.tmp", who);
+	int fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0 || (!grow && write(fd, block, SYNCS * 4096) != SYNCS * 4096) || fsync(fd) < 0)
 		abort();
 	for (unsigned i = 0; i < SYNCS; i++) {
 		uint64_t from = now_us();
@@ -59,23 +67,35 @@ static uint64_t sync_us(bool grow)
 		took[i] = now_us() - from;
 	}
 	close(fd);
-	unlink("sync.tmp");
+	unlink(name);
 	return median(took, SYNCS);
 }
 
-struct disk {
-	uint64_t append_us, over_us;
-};
-
-static struct disk measure_disk(void)
+/* The same by three processes at once: what three members on one disk cannot beat. */
+static uint64_t three_sync_us(void)
 {
-	struct disk d = { sync_us(true), sync_us(false) };
-	printf("disk: 4 KiB + fdatasync p50: appending %llu us, overwriting %llu us\n",
-	       (unsigned long long)d.append_us, (unsigned long long)d.over_us);
-	return d;
+	int fds[2];
+	uint64_t p50[3];
+	pid_t pids[3];
+	if (pipe2(fds, O_CLOEXEC) < 0)
+		abort();
+	for (unsigned i = 0; i < 3; i++) {
+		pids[i] = fork();
+		if (pids[i] == 0) {
+			uint64_t us = sync_us(false, i + 1);
+			_exit(write(fds[1], &us, sizeof(us)) != sizeof(us));
+		}
+	}
+	for (unsigned i = 0; i < 3; i++)
+		if (pids[i] < 0 || read(fds[0], &p50[i], sizeof(p50[i])) != sizeof(p50[i]) ||
+		    waitpid(pids[i], NULL, 0) < 0)
+			abort();
+	close(fds[0]);
+	close(fds[1]);
+	return median(p50, 3);
 }
 
-/* ---- Copia ---- */
+/* ---- Copia and etcd in turns ---- */
 
 struct figures {
 	unsigned long long count, total_us, p50, p90, p99, max, failed;
@@ -95,48 +115,95 @@ static struct figures load(struct cluster *c, unsigned node, unsigned count, uns
 	return f;
 }
 
-static void show(const char *who, unsigned outstanding, const struct figures *f)
+enum { APPEND, OVER, THREE, LEADER, FOLLOWER, AGENT, ETCD, SERIES };
+
+static const char *const series_names[SERIES] = {
+	"one sync: append 4 KiB, fdatasync",
+	"one sync: overwrite 4 KiB, fdatasync",
+	"three processes at once, overwriting",
+	"copia, proposed in the leader",
+	"copia, proposed in a follower",
+	"copia, proposed in an agent",
+	"etcd",
+};
+
+/* p50 of each round (microseconds), and commands per second with 64 outstanding. */
+struct results {
+	uint64_t single[SERIES][ROUNDS], many[SERIES][ROUNDS];
+};
+
+static void one_round(struct cluster *c, struct etcd *e, unsigned round, struct results *r)
 {
-	printf("%-18s %3u outstanding: %7.0f /s  p50 %5llu us  p90 %5llu  p99 %6llu  max %6llu\n",
-	       who, outstanding, (double)f->count * 1e6 / (double)f->total_us, f->p50, f->p90,
-	       f->p99, f->max);
-	(void)fflush(stdout);
+	unsigned leader = cluster_leader(c);
+	const unsigned nodes[] = { [LEADER] = leader, [FOLLOWER] = leader % 3 + 1, [AGENT] = 4 };
+	r->single[APPEND][round] = sync_us(true, 0);
+	r->single[OVER][round] = sync_us(false, 0);
+	r->single[THREE][round] = three_sync_us();
+	for (unsigned s = LEADER; s <= AGENT; s++) {
+		struct figures f = load(c, nodes[s], SINGLE, 1);
+		r->single[s][round] = f.p50;
+		f = load(c, nodes[s], MANY, 64);
+		r->many[s][round] = f.count * 1000000 / f.total_us;
+	}
+	if (!e)
+		return;
+	struct etcd_figures f;
+	etcd_load(e, ETCD_SINGLE, 1, BODY, &f);
+	r->single[ETCD][round] = f.p50;
+	etcd_load(e, ETCD_MANY, 64, BODY, &f);
+	r->many[ETCD][round] = f.count * 1000000 / f.total_us;
 }
 
-/* From where: a name for each role, and the node that has it. */
-static struct figures copia_speed(struct cluster *c, struct disk *ret_disk,
-				  struct figures *ret_many)
+static void show_speed(struct results *r, bool with_etcd)
 {
-	cluster_grow(c, 3);
-	cluster_start(c, 4, false);
-	cluster_say(c, 4, "controllers 1,2,3");
-	unsigned leader = cluster_leader(c), follower = leader % 3 + 1;
-	const struct {
-		const char *name;
-		unsigned node;
-	} from[] = { { "copia, leader", leader },
-		     { "copia, follower", follower },
-		     { "copia, agent", 4 } };
-	struct figures single[3], many[3];
-	load(c, 4, 200, 1); /* sessions up, files grown */
-	for (unsigned i = 0; i < 3; i++) {
-		single[i] = load(c, from[i].node, SINGLE, 1);
-		show(from[i].name, 1, &single[i]);
+	unsigned count = with_etcd ? SERIES : ETCD;
+	uint64_t single[SERIES], many[SERIES];
+	for (unsigned s = 0; s < count; s++) {
+		single[s] = median(r->single[s], ROUNDS);
+		many[s] = median(r->many[s], ROUNDS);
 	}
-	*ret_disk = measure_disk();
-	for (unsigned i = 0; i < 3; i++) {
-		many[i] = load(c, from[i].node, MANY, 64);
-		show(from[i].name, 64, &many[i]);
+	printf("median of %u rounds (least, most)         1 outstanding, p50 us   64 outstanding, "
+	       "commands/s\n",
+	       ROUNDS);
+	for (unsigned s = 0; s < count; s++) {
+		printf("  %-38s %5llu (%llu, %llu)", series_names[s], (unsigned long long)single[s],
+		       (unsigned long long)r->single[s][0],
+		       (unsigned long long)r->single[s][ROUNDS - 1]);
+		if (many[s])
+			printf("   %llu (%llu, %llu)", (unsigned long long)many[s],
+			       (unsigned long long)r->many[s][0],
+			       (unsigned long long)r->many[s][ROUNDS - 1]);
+		printf("\n");
 	}
-	for (unsigned i = 0; i < 3; i++)
-		printf("ratio: %s, 1 outstanding, p50 / one sync: %.2f (appending), %.2f "
-		       "(overwriting)\n",
-		       from[i].name, (double)single[i].p50 / (double)ret_disk->append_us,
-		       (double)single[i].p50 / (double)ret_disk->over_us);
-	cluster_settle(c);
-	*ret_many = many[2];
-	return single[2];
+	for (unsigned s = LEADER; s <= AGENT; s++)
+		printf("ratio: %s: %.2f x one sync (append), %.2f x (overwrite), %.2f x (three at "
+		       "once)\n",
+		       series_names[s], (double)single[s] / (double)single[APPEND],
+		       (double)single[s] / (double)single[OVER],
+		       (double)single[s] / (double)single[THREE]);
+	for (unsigned s = LEADER; with_etcd && s <= AGENT; s++)
+		printf("ratio: etcd against %s: %.1f x slower with 1 outstanding, %.1f x with 64\n",
+		       series_names[s], (double)single[ETCD] / (double)single[s],
+		       (double)many[s] / (double)many[ETCD]);
 }
+
+static void speed(struct etcd *e)
+{
+	static struct results r;
+	struct cluster c;
+	cluster_init(&c, RAFT_LAN);
+	cluster_grow(&c, 3);
+	cluster_start(&c, 4, false);
+	cluster_say(&c, 4, "controllers 1,2,3");
+	load(&c, 4, 500, 1); /* sessions up, files warm */
+	for (unsigned round = 0; round < ROUNDS; round++)
+		one_round(&c, e, round, &r);
+	cluster_settle(&c);
+	cluster_deinit(&c);
+	show_speed(&r, e);
+}
+
+/* ---- loss of the leader ---- */
 
 /* SIGKILL of the leader until a command proposed right then on another node is committed. */
 static void copia_failover(enum raft_profile profile, const char *name, unsigned rounds)
@@ -167,25 +234,6 @@ static void copia_failover(enum raft_profile profile, const char *name, unsigned
 	cluster_deinit(&c);
 }
 
-/* ---- etcd ---- */
-
-static void etcd_speed(struct etcd *e, const struct figures *one, const struct figures *many)
-{
-	struct etcd_figures f;
-	etcd_load(e, 200, 1, BODY, &f);
-	etcd_load(e, ETCD_SINGLE, 1, BODY, &f);
-	struct figures s = { f.count, f.total_us, f.p50, f.p90, f.p99, f.max, 0 };
-	show("etcd", 1, &s);
-	etcd_load(e, ETCD_MANY, 64, BODY, &f);
-	struct figures m = { f.count, f.total_us, f.p50, f.p90, f.p99, f.max, 0 };
-	show("etcd", 64, &m);
-	printf("ratio: etcd / copia (agent): 1 outstanding p50 %.1f; 64 outstanding, copia's "
-	       "commands/s / etcd's %.1f\n",
-	       (double)s.p50 / (double)one->p50,
-	       (double)many->count / (double)many->total_us /
-		   ((double)m.count / (double)m.total_us));
-}
-
 static void etcd_failover(struct etcd *e, unsigned rounds)
 {
 	uint64_t took[64];
@@ -199,25 +247,15 @@ static void etcd_failover(struct etcd *e, unsigned rounds)
 
 int main(int argc, char **argv)
 {
-	struct cluster c;
-	struct etcd *e;
-	struct disk disk;
-	struct figures one, many;
 	if (argc > 1 && chdir(argv[1]) < 0) {
 		(void)fprintf(stderr, "%s: %s\n", argv[1], strerror(errno));
 		return 1;
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	measure_disk();
-	cluster_init(&c, RAFT_LAN);
-	one = copia_speed(&c, &disk, &many);
-	cluster_deinit(&c);
-	e = etcd_start();
-	if (e)
-		etcd_speed(e, &one, &many);
-	else
+	struct etcd *e = etcd_start();
+	if (!e)
 		printf("etcd is not installed: no comparison\n");
-	measure_disk();
+	speed(e);
 	copia_failover(RAFT_FAST, "fast", 15);
 	copia_failover(RAFT_LAN, "lan", 15);
 	if (e)

@@ -85,8 +85,11 @@ struct mark {
 };
 
 /* Not synced: after a power loss an older mark may be found, which only makes the check weaker. */
-static void mark_write(struct store_db *db)
+void store_db_mark(struct store_db *db)
 {
+	if (!db->serial_stored)
+		return;
+	db->serial_stored = false;
 	struct mark m = { db->serial, store_db_sum(db, db->serial, 0, 0, 0, (struct span){ 0 }) };
 	/* A failure weakens the check in the same way. */
 	ssize_t wrote = pwrite(db->mark_fd, &m, sizeof(m), 0);
@@ -118,10 +121,7 @@ int store_db_begin(struct store_db *db, struct err *err)
 
 int store_db_commit(struct store_db *db, struct err *err)
 {
-	int r = store_db_run(db, ST_COMMIT, "write to store", err);
-	if (r == 0 && db->serial_stored)
-		mark_write(db);
-	return r;
+	return store_db_run(db, ST_COMMIT, "write to store", err);
 }
 
 void store_db_rollback(struct store_db *db)

@@ -51,6 +51,8 @@ uint64_t store_db_entry_sum(const struct store_db *db, const struct store_entry 
 			    uint64_t serial);
 /* -EUCLEAN, with what to do about it. */
 int store_db_damaged(const struct store_db *db, const char *what, uint64_t index, struct err *err);
+/* Note the last committed transaction; behind the acknowledgement, so that nobody waits for it. */
+void store_db_mark(struct store_db *db);
 /* Is everything there that was acknowledged? Errors: -EUCLEAN. */
 int store_db_mark_check(struct store_db *db, struct err *err);
 /* The errno of SQLite's last failure; the text goes to `err` behind `what`. */

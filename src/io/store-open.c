@@ -75,10 +75,10 @@ static int wal_grew(void *ctx, sqlite3 *sql, const char *name, int pages)
 static int configure(struct store_db *db, struct err *err)
 {
 	static const char *const pragmas[] = {
-		"PRAGMA locking_mode = EXCLUSIVE", "PRAGMA journal_mode = WAL",
-		"PRAGMA synchronous = FULL",       "PRAGMA wal_autocheckpoint = 0",
-		"PRAGMA journal_size_limit = -1",  "PRAGMA temp_store = MEMORY",
-		"PRAGMA cell_size_check = ON",
+		"PRAGMA page_size = 1024",       "PRAGMA locking_mode = EXCLUSIVE",
+		"PRAGMA journal_mode = WAL",     "PRAGMA synchronous = FULL",
+		"PRAGMA wal_autocheckpoint = 0", "PRAGMA journal_size_limit = -1",
+		"PRAGMA temp_store = MEMORY",    "PRAGMA cell_size_check = ON",
 	};
 	int grow = GROW_BYTES;
 	for (size_t i = 0; i < ARRAY_LEN(pragmas); i++) {

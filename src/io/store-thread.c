@@ -14,7 +14,8 @@ enum {
 	RETRY_MS = 500,           /* after a failed write */
 	QUIET_MS = 20,            /* nothing to do for so long: time for a checkpoint */
 	WAL_QUIET_PAGES = 256,    /* … when there is as much to gain */
-	WAL_FORCE_PAGES = 4096,   /* 16 MiB: checkpoint though there is work */
+	WAL_FORCE_PAGES = 3600,   /* checkpoint though there is work: less than what is prepared,
+				   * because a growing WAL doubles the cost of a sync */
 	BACKGROUND_EVERY_MS = 10, /* under load: a step of the background work so often */
 };
 
@@ -177,6 +178,7 @@ static bool do_jobs(struct store *s, struct job *first, const struct job *end)
 		if (r == 0) {
 			set_trouble(s, 0, NULL);
 			jobs_done(s, first, end, now_us() - from);
+			store_db_mark(s->db);
 			return true;
 		}
 		if (is_bad_input(r) && first->kind == JOB_PIECE && first->next == end) {
@@ -258,6 +260,7 @@ static int save_step(struct store *s, struct err *err)
 		v->row = (int64_t)row;
 		return r;
 	}
+	store_db_mark(s->db);
 	v->offset = offset + take;
 	if (last) {
 		answer_add(s, answer_new(ANSWER_SAVED, v->snapshot.index));
@@ -286,6 +289,7 @@ static int compact_step(struct store *s, struct err *err)
 		store_db_rollback(s->db);
 	else
 		s->compacting = more > 0;
+	store_db_mark(s->db);
 	return r;
 }
 

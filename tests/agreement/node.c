@@ -192,7 +192,7 @@ static void load_next(struct node *n)
 {
 	struct load *l = &n->load;
 	uint8_t body[4096] = { 0 };
-	uint32_t id = l->next_id++ * 8 + n->number, i = (uint32_t)(l->count - l->left);
+	uint32_t id = l->next_id++ * 4 + n->number, i = (uint32_t)(l->count - l->left);
 	memcpy(body, &id, sizeof(id));
 	l->left--;
 	l->outstanding++;

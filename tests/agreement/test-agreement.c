@@ -254,7 +254,7 @@ static void leader_with_full_disk_hands_over(void **state)
 	cluster_init(&c, RAFT_FAST);
 	cluster_grow(&c, 3);
 	unsigned full = cluster_leader(&c), other = full % 3 + 1;
-	cluster_say(&c, full, "limit 4096");
+	cluster_say(&c, full, "limit 1");
 	cluster_expect(&c, full, "limit 0");
 	propose(&c, other, 1, 50);
 	propose(&c, full, 101, 50);
@@ -286,7 +286,7 @@ static void sole_node_with_full_disk_refuses(void **state)
 	cluster_init(&c, RAFT_FAST);
 	cluster_start(&c, 1, true);
 	cluster_leader(&c);
-	cluster_say(&c, 1, "limit 4096");
+	cluster_say(&c, 1, "limit 1");
 	cluster_expect(&c, 1, "limit 0");
 	cluster_say(&c, 1, "propose 1 0");
 	cluster_expect(&c, 1, "health the log of this node cannot be written");
