@@ -280,6 +280,11 @@ static bool control_ready(void)
 		int i = (int)json_integer_value(json_object_get(o, "stream")) - 1;
 		uint64_t upto = (uint64_t)json_integer_value(json_object_get(o, "upto"));
 		consume_if(t, i, MIN(upto, t->out[i].sent));
+	} else if ((o = json_object_get(root, "flood")) && (t = slot_named(o))) {
+		json_int_t count = json_integer_value(json_object_get(o, "count"));
+		for (json_int_t i = 0; i < count; i++)
+			(void)shepherd_consume(shepherd, &t->id,
+					       COPIA__SHEPHERD__STREAM__STREAM_STDOUT, 1 << 30);
 	} else if ((o = json_object_get(root, "input")) && (t = slot_named(o))) {
 		str_add(&t->input, bytes, head[1]);
 		t->close_wanted |= json_is_true(json_object_get(o, "close"));
