@@ -126,7 +126,8 @@ static int ask(struct lab *lab, const struct groups *g, unsigned i, char *const 
 
 static int found(struct lab *lab, const struct groups *g, const char *copia, struct err *err)
 {
-	char *const argv[] = { (char *)copia, "init", "--name", lab->name, NULL };
+	/* All nodes are this one machine, and its root is whoever made the lab. */
+	char *const argv[] = { (char *)copia, "init", "--name", lab->name, "--root-tasks", NULL };
 	if (is_member(lab, 1))
 		return 0;
 	int r = ask(lab, g, 1, argv, NULL, err);
