@@ -206,7 +206,10 @@ class Herd:
             reading, writing, _ = select.select([self.link], [self.link], [], 10)
             assert reading or writing, "the brain takes nothing"
             if writing:
-                out = out[self.link.send(out, socket.MSG_DONTWAIT):]
+                try:
+                    out = out[self.link.send(out, socket.MSG_DONTWAIT):]
+                except (BrokenPipeError, ConnectionResetError):
+                    raise EOFError("the brain went away") from None
             elif reading:
                 self.read_some()
 
