@@ -224,8 +224,8 @@ static inline void agree_status(const struct agree *a, struct agree_status *ret)
 }
 
 /* Stop: what was handed to the disk is made durable first; commands without outcome end with
- * AGREE_UNKNOWN -ECANCELED, from within this call. The memory is given back by the loop. Takes NULL,
- * returns NULL. Not from inside a callback. */
+ * AGREE_UNKNOWN -ECANCELED, from within this call. The memory is given back by the loop. Takes
+ * NULL, returns NULL. Not from inside a callback. */
 static inline struct agree *agree_close(struct agree *a)
 {
 	if (a)
