@@ -109,6 +109,8 @@ static void on_peer_state(void *ctx, uint32_t node, bool up, const char *reason)
 	struct node *n = ctx;
 	log_debug("peers", "session with %s is %s%s%s", members_name(n->members, node),
 		  up ? "up" : "down", up ? "" : ": ", up ? "" : reason);
+	if (n->agree)
+		agreement_session(n->agree, node, up);
 	members_node_session(n->members_node, node, up);
 	if (n->launch)
 		launch_session(n->launch, node, up);

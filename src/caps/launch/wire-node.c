@@ -248,12 +248,11 @@ void wire_prepare(struct site_job *j)
 	w->closing = xcalloc(j->place->count, sizeof(*w->closing));
 	for (uint32_t i = 0; i < j->place->count; i++)
 		w->ranks[i] = rank_new(w, w->pmi1);
-	if (!w->pmix) {
-		if (library == COPIA__MPI_LIBRARY__MPI_LIBRARY_PMI1)
-			job_hand_over(w);
+	if (!w->pmix && library != COPIA__MPI_LIBRARY__MPI_LIBRARY_PMI1) {
 		site_spawn(j);
 		return;
 	}
+	/* The helper says which network the ranks shall use: in their environment, so first. */
 	w->spawning = true;
 	w->deadline_ms = launch_now_ms(j->l) + READY_MS;
 	job_hand_over(w);
@@ -375,7 +374,9 @@ static void job_ready(struct site_job *j, const Copia__WireupJobReady *r)
 		struct wire_rank *to = w->ranks[k->rank - j->place->first];
 		if (to->env)
 			continue;
-		to->env = xcalloc(k->n_environment, sizeof(*to->env));
+		to->env = xcalloc(r->n_environment + k->n_environment, sizeof(*to->env));
+		for (size_t e = 0; e < r->n_environment; e++)
+			to->env[to->env_count++] = xstrdup(r->environment[e]);
 		for (size_t e = 0; e < k->n_environment; e++)
 			to->env[to->env_count++] = xstrdup(k->environment[e]);
 	}
