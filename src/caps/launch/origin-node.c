@@ -98,7 +98,8 @@ void origin_note(struct origin_job *j, const char *fmt, ...)
 
 static void tell_ending(struct origin_job *j)
 {
-	if (j->ending_told || j->job.phase == JOB_RUNNING || !j->job.code)
+	bool ends = j->job.phase == JOB_TERM || j->job.phase == JOB_KILL;
+	if (j->ending_told || !ends || !j->job.code)
 		return;
 	j->ending_told = true;
 	Copia__RunEnding e = COPIA__RUN_ENDING__INIT;
@@ -287,7 +288,8 @@ static void site_failed(struct origin_job *j, struct origin_site *s, const Copia
 	for (uint32_t i = 0; i < s->place.count; i++) {
 		Copia__LaunchRankExit x = COPIA__LAUNCH_RANK_EXIT__INIT;
 		x.rank = s->place.first + i;
-		x.code = r->code < 0 ? r->code : -EIO;
+		/* 126 and 127 are for programs; there is none when files are copied. */
+		x.code = r->code < 0 && j->spec->n_programs ? r->code : -EIO;
 		x.error = r->error;
 		origin_exit(j, &x, true);
 	}
