@@ -4,14 +4,18 @@ MESON := meson
 BUILD := build
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: all deps check demo bench asan tsan fuzz format install deb clean
+.PHONY: all deps check demo bench asan tsan valgrind fuzz format install deb clean
+# Meson and Ninja use all processors by themselves; two targets at once would meet in apt and build/.
+.NOTPARALLEL:
 
 all: $(BUILD)/build.ninja
-	$(MESON) compile -C $(BUILD)
+	@$(MESON) compile -C $(BUILD)
 
-$(BUILD)/build.ninja:
+# Installs what is missing, when the list of it is newer than the build.
+$(BUILD)/build.ninja: debian/control
 	@tools/install-deps
-	$(MESON) setup $(BUILD)
+	$(MESON) setup $(if $(wildcard $(BUILD)/build.ninja),--reconfigure) $(BUILD)
+	@touch $@
 
 deps:
 	@tools/install-deps
@@ -24,7 +28,7 @@ demo: deps all
 	@tools/demo $(BUILD)
 
 bench:
-	@tools/install-deps --bench
+	@tools/install-deps bench
 	@$(MAKE) all
 	@bench/run $(BUILD)
 
@@ -34,16 +38,25 @@ asan: deps
 tsan: deps
 	@tools/check-sanitized thread build-tsan
 
+# The unit tests, and a whole cluster of one node, under memcheck.
+valgrind:
+	@tools/install-deps valgrind
+	@$(MAKE) all
+	@tools/check-valgrind $(BUILD)
+
 # FUZZ_SECONDS for each target.
-fuzz: deps
+fuzz:
+	@tools/install-deps fuzz
 	@tools/fuzz build-fuzz $(or $(FUZZ_SECONDS),60)
 
 format:
+	@tools/install-deps lint
 	@tools/format
 
 install: all
-	$(MESON) install -C $(BUILD)
+	$(MESON) install -C $(BUILD) --no-rebuild
 
+# The package lands one folder up, as Debian's tools have it.
 deb: deps
 	dpkg-buildpackage -us -uc -b
 

@@ -37,6 +37,15 @@ static bool build_root(char dir[PATH_MAX])
 	return false;
 }
 
+/* Parts of an installed tree, from its top: it may have been moved as a whole. */
+static const char *const beside[] = { "libexec/copia", "lib/copia", "sbin", "bin" };
+
+static int parent_len(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	return slash ? (int)(slash - path) : 0;
+}
+
 int program_find(const char *name, char **ret, struct err *err)
 {
 	static const char *const below[] = { "", "lab", "src/node", "src/cli" };
@@ -59,6 +68,14 @@ int program_find(const char *name, char **ret, struct err *err)
 			return 0;
 		}
 	}
+	for (unsigned k = 0; has_own && k < ARRAY_LEN(beside); k++) {
+		(void)snprintf(path, sizeof(path), "%.*s/%s/%s", parent_len(own), own, beside[k],
+			       name);
+		if (access(path, X_OK) == 0) {
+			*ret = xstrdup(path);
+			return 0;
+		}
+	}
 	static const char *const installed[] = { COPIA_LIBEXECDIR, COPIA_SBINDIR, COPIA_BINDIR };
 	for (unsigned k = 0; k < ARRAY_LEN(installed); k++) {
 		(void)snprintf(path, sizeof(path), "%s/%s", installed[k], name);
@@ -74,11 +91,19 @@ int program_find(const char *name, char **ret, struct err *err)
 
 char *program_root(void)
 {
-	char dir[PATH_MAX], own[PATH_MAX];
+	char dir[PATH_MAX], own[PATH_MAX], path[PATH_MAX + 64];
 	if (!own_folder(dir))
 		return NULL;
 	memcpy(own, dir, sizeof(own));
-	return xstrdup(build_root(dir) ? dir : own);
+	if (build_root(dir))
+		return xstrdup(dir);
+	for (unsigned k = 0; k < ARRAY_LEN(beside); k++) {
+		(void)snprintf(path, sizeof(path), "%.*s/%s/copia-labinit", parent_len(own), own,
+			       beside[k]);
+		if (parent_len(own) > 0 && access(path, X_OK) == 0)
+			return xstrndup(own, (size_t)parent_len(own));
+	}
+	return xstrdup(own);
 }
 
 char *program_search_path(void)

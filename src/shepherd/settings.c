@@ -176,7 +176,8 @@ static int folder_make(char path[PATH_MAX], mode_t mode, struct err *err)
 static void brain_find(struct settings *set)
 {
 	static const char *const places[] = { "%.*s/copiad-brain", "%.*s/../node/copiad-brain",
-					      "%.*s/../libexec/copia/copiad-brain" };
+					      "%.*s/../libexec/copia/copiad-brain",
+					      "%.*s/../lib/copia/copiad-brain" };
 	int folder = (int)(strrchr(set->own_path, '/') - set->own_path);
 	for (size_t i = 0; i < ARRAY_LEN(places) && !set->brain_path[0]; i++) {
 #pragma GCC diagnostic push
