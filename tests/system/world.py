@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import time
 
@@ -48,12 +49,13 @@ def until(what, timeout=20, every=0.05, text=""):
 class Lab:
     """One lab; use as a context manager, `down` comes in any case."""
 
-    def __init__(self, nodes=4, bare=False):
+    def __init__(self, nodes=4, bare=False, share=None):
         self.name = f"t{os.getpid()}x{next(SERIAL)}"
-        self.nodes, self.bare = nodes, bare
+        self.nodes, self.bare, self.share = nodes, bare, share
 
     def __enter__(self):
         words = ["up", str(self.nodes)] + (["--bare"] if self.bare else [])
+        words += ["--share", str(self.share)] if self.share else []
         try:
             result = self.lab(*words, timeout=120)
             assert result.code == 0, result
@@ -110,6 +112,52 @@ class Lab:
         out = self.on(node, "ps", "-eo", "pid,args").out
         return [int(line.split()[0]) for line in out.splitlines()[1:]
                 if line.split(None, 1)[1].startswith(title)]
+
+    def signal(self, node, title, name="KILL"):
+        """Send a signal to the one process of the node with this title; returns its number."""
+        pid, = self.pids(node, title)
+        self.on(node, "kill", f"-{name}", pid)
+        return pid
+
+    def token(self, node="n1", **options):
+        """Make a token: the command that changes the state and shows it by one event."""
+        return self.copia(node, "token", **options)
+
+    def works(self, node="n1"):
+        """Does a command that the cluster must agree on go through?"""
+        return self.token(node, code=None, timeout=30).code == 0
+
+    def whole(self, controllers=3, node="n1"):
+        """Wait until every node of the cluster is up and there are as many controllers."""
+        self.wait_controllers(controllers, node)
+        until(lambda: (rows := self.rows(node)) and
+              all(row["state"] == "up" for row in rows.values()), text="every node is up")
+
+    def log(self, node):
+        """What the daemons of the node wrote, where the lab keeps it."""
+        where = self.lab("status").out.splitlines()[0].rsplit("state in ", 1)[1]
+        return pathlib.Path(where, "nodes", node, "log").read_text(errors="replace")
+
+    def kinds(self, *kinds, node="n1", since=0):
+        """Events of these kinds behind a revision."""
+        return [e for e in self.events(node) if e["kind"] in kinds and e["revision"] > since]
+
+    def now(self, node="n1"):
+        """Revision of the newest event."""
+        return self.events(node)[-1]["revision"]
+
+    def start_daemon(self, node):
+        """copiad by hand, in a lab that started none; its log is /tmp/log in the node."""
+        self.on(node, "sh", "-c", f"setsid {COPIA}d </dev/null >>/tmp/log 2>&1 &")
+        until(lambda: self.copia(node, "status", code=None).code == 0, text=f"{node} serves")
+
+    def address(self, node):
+        out = self.on(node, "ip", "-4", "-o", "addr", "show", "scope", "global").out
+        return re.search(r"inet ([0-9.]+)/", out).group(1)
+
+    def join(self, node, by="n1", **options):
+        secret = self.token(by).out.split()[0]
+        return self.copia(node, "join", "-", stdin=f"{secret}@{self.address(by)}\n", **options)
 
     def events(self, node="n1"):
         out = self.copia(node, "events", "--json", "--lines", "1000").out

@@ -68,6 +68,7 @@ struct members_node {
 	bool updated;    /* our facts were told to the cluster since this start */
 	bool update_pending;
 	bool viewed;             /* the leader's view came since we have a session with it */
+	bool whole;              /* a complete view came since this start */
 	bool fresh;              /* what we know is what the leader knows */
 	uint64_t in_touch_ms;    /* with the leader, last */
 	uint64_t saved_revision; /* newest node in the saved view */

@@ -227,7 +227,8 @@ static void arm_push(struct members_node *mn)
 static void ask_view(struct members_node *mn, uint32_t from)
 {
 	Copia__ViewAsk ask = COPIA__VIEW_ASK__INIT;
-	ask.revision = mn->node->members->revision;
+	/* The story is not in the view that was saved for this start. */
+	ask.revision = mn->whole ? mn->node->members->revision : 0;
 	Copia__MembersMessage m = COPIA__MEMBERS_MESSAGE__INIT;
 	m.body_case = COPIA__MEMBERS_MESSAGE__BODY_ASK;
 	m.ask = &ask;
@@ -275,6 +276,7 @@ static void take_view(struct members_node *mn, uint32_t from, const Copia__View 
 		return;
 	}
 	mn->viewed = true;
+	mn->whole = mn->whole || v->complete;
 	if (v->key.len == 32)
 		members_set_bytes(&mn->own_key, &v->key);
 	if (v->old_key.len == 32)
@@ -515,7 +517,7 @@ void members_node_entered(struct members_node *mn)
 {
 	peers_on(mn->node->peers, CHANNEL_MEMBERS, on_message, mn);
 	mn->updated = mn->update_pending = mn->leaving = false;
-	mn->fresh = mn->viewed = false;
+	mn->fresh = mn->viewed = mn->whole = false;
 	(void)uv_timer_start(&mn->load_timer, on_load_timer, 0, LOAD_EVERY_MS);
 	(void)uv_timer_start(&mn->keep_timer, on_keep_timer, KEEP_EVERY_MS, KEEP_EVERY_MS);
 	if (members_in_cluster(mn->node->members))

@@ -33,9 +33,10 @@ static bool holds_master(const struct members_node *mn)
 	return mn->node->members->state->key_master.len > 0;
 }
 
+/* A learner does not have the whole log yet, so not the master key: it keeps the key it has. */
 static bool is_controller_role(const Copia__Node *n)
 {
-	return n->role != COPIA__NODE_ROLE__AGENT;
+	return n->role == COPIA__NODE_ROLE__CONTROLLER;
 }
 
 /* Key of the pair (self, other); false when it is not known (yet). */
@@ -176,7 +177,10 @@ void members_watch_update(struct members_node *mn)
 	if (!self)
 		return;
 	uint64_t stamp = table_stamp(mn);
-	if (stamp != mn->table_revision) {
+	/* A brain that was just started does not know the keys before it is told; the shepherd goes
+	 * on meanwhile with the table of the brain before. An empty one would silence it. */
+	bool keys_known = holds_master(mn) || mn->own_key.len == 32;
+	if (stamp != mn->table_revision && keys_known) {
 		mn->table_revision = stamp;
 		send_table(mn, self);
 	}
