@@ -224,6 +224,12 @@ void run_spec_caller(Copia__LaunchSpec *s, char *const *env, size_t env_count, c
 	char *here = folder && *folder ? realpath(folder, NULL) : getcwd(NULL, 0);
 	s->folder = here ? here : xstrdup(folder && *folder ? folder : "/");
 	s->folder_must_exist = folder && *folder;
+	if (!s->folder_must_exist && access(s->folder, X_OK) < 0) {
+		/* As after `su`: we stand where we may not enter, and the ranks could not. */
+		const char *home = getenv("HOME");
+		free(s->folder);
+		s->folder = xstrdup(home && access(home, X_OK) == 0 ? home : "/");
+	}
 	mode_t mask = umask(0);
 	(void)umask(mask);
 	s->umask = mask;

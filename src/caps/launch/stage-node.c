@@ -652,11 +652,26 @@ static int folder(const struct launch *l, const char *name, mode_t mode, struct 
 	return 0;
 }
 
+/* Users must be able to pass through the state folder of a root's daemon to the folders of their
+ * jobs. They cannot list it, and everything else in it keeps them out by its own mode. */
+static int state_passable(const struct launch *l, struct err *err)
+{
+	const char *path = l->node->settings.state_dir;
+	struct stat st;
+	if (!l->node->settings.root)
+		return 0;
+	if (stat(path, &st) == 0 && chmod(path, (st.st_mode & 07777) | 0011) == 0)
+		return 0;
+	return err_set(err, -errno, "set the mode of folder %s: %s", path, strerror(errno));
+}
+
 int stage_new(struct launch *l, struct err *err)
 {
 	if (sodium_init() < 0)
 		return err_set(err, -EIO, "libsodium does not start");
-	int r = folder(l, "cache", 0700, err);
+	int r = state_passable(l, err);
+	if (r == 0)
+		r = folder(l, "cache", 0700, err);
 	if (r == 0)
 		r = folder(l, "jobs", 0711, err);
 	if (r < 0)
