@@ -6,6 +6,7 @@
 #include "base/units.h"
 
 #include <assert.h>
+#include <errno.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len);
 
@@ -20,8 +21,9 @@ static void list(const char *text)
 	struct str shown = { 0 };
 	nodelist_show(l.names, l.count, &shown);
 	if (shown.len < NODELIST_TEXT_MAX && l.count) {
-		assert(nodelist_parse(str_text(&shown), &again, &err) == 0);
-		assert(again.count == l.count);
+		r = nodelist_parse(str_text(&shown), &again, &err);
+		/* Brackets side by side make names that need more ranges than are read. */
+		assert(r == -E2BIG || (r == 0 && again.count == l.count));
 	}
 	str_free(&shown);
 	nodelist_free(&again);
