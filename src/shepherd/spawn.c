@@ -4,6 +4,7 @@
 #include "shepherd/beats.h"
 #include "shepherd/task.h"
 
+#include "base/log.h"
 #include "io/child.h"
 #include "io/proc.h"
 
@@ -203,8 +204,8 @@ static int open_terminal(struct shepherd *s, struct spawn *p, struct err *err)
 	if (size.ws_row && size.ws_col)
 		(void)ioctl(master, TIOCSWINSZ, &size);
 	/* So that the user's programs may open it again by its name. */
-	if (p->m->set_user && geteuid() == 0)
-		(void)fchown(slave, p->m->uid, (gid_t)-1);
+	if (p->m->set_user && geteuid() == 0 && fchown(slave, p->m->uid, (gid_t)-1) < 0)
+		log_warning("task", "give the terminal to user %u: %s", p->m->uid, strerror(errno));
 	io->terminal = master;
 	p->theirs[0] = slave;
 	p->theirs[1] = fcntl(slave, F_DUPFD_CLOEXEC, 3);
