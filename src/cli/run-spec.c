@@ -319,5 +319,6 @@ int run_spec(Copia__RunRequest *rq, struct err *err)
 	s->keep_going = rq->keep_going;
 	s->timeout_ms = rq->timeout_ms;
 	s->finalize_ms = rq->finalize_timeout_ms;
+	s->no_check = rq->no_check;
 	return 0;
 }

@@ -673,6 +673,16 @@ int run_job(struct run *r)
 	return result;
 }
 
+/* The default waits for proof that nobody computes any more; who names a time wants just that. */
+static bool finalize_given(const struct cli *c, const Copia__RunRequest *rq)
+{
+	static const char option[] = "--finalize-timeout";
+	for (int i = 0; i + (int)rq->n_argv < c->word_count; i++)
+		if (!strncmp(c->words[i], option, sizeof(option) - 1))
+			return true;
+	return false;
+}
+
 int run_main(struct cli *c)
 {
 	Copia__RunRequest *rq = (void *)c->request;
@@ -688,5 +698,6 @@ int run_main(struct cli *c)
 		run_say(&r, "%s", err.msg);
 		return code == -EINVAL ? EXIT_USAGE : run_exit_code(code);
 	}
+	rq->spec->finalize_forced = finalize_given(c, rq);
 	return run_job(&r);
 }

@@ -103,31 +103,130 @@ static void interrupts_escalate(void **state)
 	assert_int_equal(j.code, 130);
 }
 
+/* ---------------------------------------------------------------- MPI_Finalize */
+
+static struct job job_closing(bool forced)
+{
+	struct job j =
+	    job_make(3, (struct job_settings){ .finalize_ms = 8000, .finalize_forced = forced });
+	for (uint32_t i = 0; i < 3; i++)
+		job_mpi(&j, i, JOB_RANK_CONNECTED, 0, 1100);
+	job_mpi(&j, 0, JOB_RANK_CLOSING, 0, 2000);
+	return j;
+}
+
+/* Time passes until `end_ms`; whenever a look is ordered, ranks 1 and 2 are seen as given. Returns
+ * when the order `hung` came, or 0. */
+static uint64_t pass(struct job *j, uint64_t from_ms, uint64_t end_ms, enum job_sight one,
+		     enum job_sight two, unsigned *notes)
+{
+	for (uint64_t now = from_ms; now <= end_ms; now += 10) {
+		struct job_orders o = job_step(j, now);
+		if (o.hung)
+			return now;
+		if (o.note && notes)
+			++*notes;
+		if (o.look) {
+			job_seen(j, 1, one, now);
+			job_seen(j, 2, two, now);
+		}
+	}
+	return 0;
+}
+
+static void hung_ranks_end(struct job *j, uint64_t now_ms)
+{
+	for (uint32_t i = 0; i < 3; i++) {
+		struct job_end e = { .signal = SIGKILL, .hung = true };
+		job_rank_ended(j, i, &e, "n1", now_ms);
+	}
+}
+
 /* Goal: ranks that hang in MPI_Finalize do not hold the job, and it has not failed. */
 static void finalize_hang_is_no_failure(void **state)
 {
 	(void)state;
-	_cleanup_(job_deinit) struct job j =
-	    job_make(3, (struct job_settings){ .finalize_ms = 10000 });
-	for (uint32_t i = 0; i < 3; i++)
-		job_mpi(&j, i, JOB_RANK_CONNECTED, 0, 1100);
-	job_mpi(&j, 0, JOB_RANK_CLOSING, 0, 2000);
-	job_mpi(&j, 1, JOB_RANK_CLOSING, 0, 2000);
-	assert_true(job_next_ms(&j) == UINT64_MAX); /* rank 2 still works */
-	job_mpi(&j, 2, JOB_RANK_CLOSING, 0, 50000);
-	assert_true(job_next_ms(&j) == 60000);
-	job_mpi(&j, 1, 0, JOB_RANK_CLOSING, 50001); /* entered another barrier */
-	assert_true(job_next_ms(&j) == UINT64_MAX);
-	job_mpi(&j, 1, JOB_RANK_CLOSING, 0, 51000);
-	end(&j, 0, 0, 0, 51001);
-	assert_true(job_step(&j, 61000).hung);
-	for (uint32_t i = 1; i < 3; i++) {
-		struct job_end e = { .signal = SIGKILL, .hung = true };
-		job_rank_ended(&j, i, &e, "n1", 61001);
-	}
+	_cleanup_(job_deinit) struct job j = job_closing(false);
+	assert_true(job_missing(&j, 1) && !job_missing(&j, 0));
+	assert_true(job_next_ms(&j) == 3000);
+	unsigned notes = 0;
+	uint64_t at = pass(&j, 2000, 60000, JOB_SIGHT_INSIDE, JOB_SIGHT_INSIDE, &notes);
+	assert_true(at == 10000);
+	assert_int_equal(notes, 0);
+	hung_ranks_end(&j, 10001);
 	assert_int_equal(j.phase, JOB_OVER);
 	assert_int_equal(j.code, 0);
-	assert_int_equal(j.hung, 2);
+	assert_int_equal(j.hung, 3);
+}
+
+/* Goal: as long as one rank computes nobody is ended; when it stops, the time begins anew. */
+static void ranks_that_compute_are_waited_for(void **state)
+{
+	(void)state;
+	_cleanup_(job_deinit) struct job j = job_closing(false);
+	unsigned notes = 0;
+	assert_true(pass(&j, 2000, 7200000, JOB_SIGHT_INSIDE, JOB_SIGHT_OUTSIDE, &notes) == 0);
+	assert_int_equal(notes, 0);
+	uint64_t at = pass(&j, 7200010, 7300000, JOB_SIGHT_INSIDE, JOB_SIGHT_INSIDE, &notes);
+	assert_true(at > 7200010 + 8000 - 1000 - JOB_LOOK_WAIT_MAX_MS);
+	assert_true(at <= 7200010 + 8000 + JOB_LOOK_WAIT_MAX_MS);
+}
+
+/* Goal: a rank of which nothing is known is not ended; the user is told once. */
+static void unknown_ranks_are_noted_once(void **state)
+{
+	(void)state;
+	static const enum job_sight sights[] = { JOB_SIGHT_NOTHING, JOB_SIGHT_REFUSED };
+	for (size_t i = 0; i < ARRAY_LEN(sights); i++) {
+		_cleanup_(job_deinit) struct job j = job_closing(false);
+		unsigned notes = 0;
+		assert_true(pass(&j, 2000, 600000, JOB_SIGHT_INSIDE, sights[i], &notes) == 0);
+		assert_int_equal(notes, 1);
+	}
+}
+
+/* Goal: a time that the user gave holds; but work that was seen is not called done. */
+static void forced_time_holds(void **state)
+{
+	(void)state;
+	_cleanup_(job_deinit) struct job j = job_closing(true);
+	assert_true(pass(&j, 2000, 60000, JOB_SIGHT_REFUSED, JOB_SIGHT_NOTHING, NULL) == 10000);
+	assert_true(j.hung_forced);
+	_cleanup_(job_deinit) struct job k = job_closing(true);
+	assert_true(pass(&k, 2000, 9990, JOB_SIGHT_INSIDE, JOB_SIGHT_OUTSIDE, NULL) == 0);
+	assert_int_equal(k.phase, JOB_RUNNING);
+	assert_true(job_step(&k, 10000).term);
+	assert_int_equal(k.code, 124);
+}
+
+/* Goal: what happens among the ranks begins the time anew: another barrier, an end, an arrival. */
+static void news_begin_the_time_anew(void **state)
+{
+	(void)state;
+	_cleanup_(job_deinit) struct job j = job_closing(false);
+	assert_true(pass(&j, 2000, 9000, JOB_SIGHT_INSIDE, JOB_SIGHT_INSIDE, NULL) == 0);
+	job_mpi(&j, 1, JOB_RANK_CLOSING, 0, 9000);
+	end(&j, 2, 0, 0, 10000);
+	assert_false(job_step(&j, 17990).hung);
+	assert_true(job_step(&j, 18000).hung);
+
+	_cleanup_(job_deinit) struct job k = job_closing(false);
+	job_mpi(&k, 0, 0, JOB_RANK_CLOSING, 3000); /* it was another barrier */
+	assert_true(job_next_ms(&k) == UINT64_MAX);
+	assert_true(pass(&k, 3000, 60000, JOB_SIGHT_INSIDE, JOB_SIGHT_INSIDE, NULL) == 0);
+}
+
+/* Goal: behind MPI_Finalize a program works for as long as it likes. */
+static void after_finalize_nothing_is_ended(void **state)
+{
+	(void)state;
+	_cleanup_(job_deinit) struct job j = job_closing(false);
+	for (uint32_t i = 1; i < 3; i++)
+		job_mpi(&j, i, JOB_RANK_CLOSING, 0, 2001);
+	for (uint32_t i = 0; i < 3; i++)
+		job_mpi(&j, i, JOB_RANK_FINALIZED, 0, 2002);
+	assert_true(job_next_ms(&j) == UINT64_MAX);
+	assert_false(job_step(&j, 3600000).hung);
 }
 
 static void codes_are_as_documented(void **state)
@@ -191,6 +290,11 @@ int main(void)
 		cmocka_unit_test(timeout_gives_124),
 		cmocka_unit_test(interrupts_escalate),
 		cmocka_unit_test(finalize_hang_is_no_failure),
+		cmocka_unit_test(ranks_that_compute_are_waited_for),
+		cmocka_unit_test(unknown_ranks_are_noted_once),
+		cmocka_unit_test(forced_time_holds),
+		cmocka_unit_test(news_begin_the_time_anew),
+		cmocka_unit_test(after_finalize_nothing_is_ended),
 		cmocka_unit_test(codes_are_as_documented),
 		cmocka_unit_test(trees_reach_all),
 	};

@@ -10,6 +10,8 @@ void job_init(struct job *j, const struct job_settings *s, uint64_t now_ms)
 {
 	*j = (struct job){ .settings = *s,
 			   .flags = xcalloc(s->size, sizeof(*j->flags)),
+			   .inside = xcalloc(s->size, sizeof(*j->inside)),
+			   .sight = xcalloc(s->size, sizeof(*j->sight)),
 			   .started_ms = now_ms };
 	if (!s->size)
 		j->phase = JOB_OVER;
@@ -18,7 +20,9 @@ void job_init(struct job *j, const struct job_settings *s, uint64_t now_ms)
 void job_deinit(struct job *j)
 {
 	free(j->flags);
-	j->flags = NULL;
+	free(j->inside);
+	free(j->sight);
+	j->flags = j->inside = j->sight = NULL;
 }
 
 static bool given(const char *text)
@@ -101,24 +105,135 @@ void job_fail(struct job *j, int code, const char *why, uint64_t now_ms)
 	to_term(j, JOB_GRACE_MS, now_ms);
 }
 
-/* All that run are in their last barrier (and at least one is, and nobody has failed). */
-static void closing_check(struct job *j, uint64_t now_ms)
+/* ---------------------------------------------------------------- MPI_Finalize */
+
+/* After PMI's finalize a program may work on for as long as it likes. */
+static bool is_closing(const struct job *j, uint32_t rank)
 {
-	uint32_t closing = 0;
-	for (uint32_t i = 0; i < j->settings.size; i++) {
-		if (j->flags[i] & JOB_RANK_ENDED)
-			continue;
-		if (!(j->flags[i] & (JOB_RANK_CLOSING | JOB_RANK_FINALIZED))) {
-			j->closing_ms = 0;
-			return;
-		}
-		closing++;
-	}
-	if (!closing)
-		j->closing_ms = 0;
-	else if (!j->closing_ms)
-		j->closing_ms = now_ms ? now_ms : 1;
+	return (j->flags[rank] & (JOB_RANK_ENDED | JOB_RANK_CLOSING | JOB_RANK_FINALIZED)) ==
+	       JOB_RANK_CLOSING;
 }
+
+bool job_missing(const struct job *j, uint32_t rank)
+{
+	return !(j->flags[rank] & JOB_RANK_ENDED) && !is_closing(j, rank);
+}
+
+static bool all_closing(const struct job *j)
+{
+	return j->closing + j->ended == j->settings.size;
+}
+
+static void quiet_begin(struct job *j, uint64_t now_ms)
+{
+	memset(j->inside, 0, j->settings.size * sizeof(*j->inside));
+	j->quiet_ms = now_ms;
+	j->decide_at_ms = now_ms + j->settings.finalize_ms;
+}
+
+static uint64_t look_every_ms(const struct job *j)
+{
+	return MAX(j->settings.finalize_ms / JOB_LOOKS, (uint64_t)1);
+}
+
+/* The rank's flags have changed; `was`: it was in its last barrier before. */
+static void closing_changed(struct job *j, uint32_t rank, bool was, uint64_t now_ms)
+{
+	bool is = is_closing(j, rank);
+	j->closing += (uint32_t)is - (uint32_t)was;
+	if (!j->closing) {
+		j->closing_ms = 0;
+		return;
+	}
+	if (!j->closing_ms) {
+		j->closing_ms = MAX(now_ms, (uint64_t)1);
+		j->look_wait_ms = look_every_ms(j);
+		j->look_at_ms = now_ms + j->look_wait_ms;
+	}
+	quiet_begin(j, now_ms);
+}
+
+void job_seen(struct job *j, uint32_t rank, enum job_sight sight, uint64_t now_ms)
+{
+	assert(rank < j->settings.size);
+	if (!j->closing_ms || !job_missing(j, rank))
+		return;
+	j->sight[rank] = (uint8_t)sight;
+	if (sight == JOB_SIGHT_OUTSIDE) {
+		quiet_begin(j, now_ms);
+		j->look_wait_ms = MIN(2 * j->look_wait_ms, (uint64_t)JOB_LOOK_WAIT_MAX_MS);
+		return;
+	}
+	if (j->look_wait_ms > look_every_ms(j)) {
+		j->look_wait_ms = look_every_ms(j);
+		j->look_at_ms = MIN(j->look_at_ms, now_ms + j->look_wait_ms);
+	}
+	if (sight == JOB_SIGHT_INSIDE && j->inside[rank] < UINT8_MAX)
+		j->inside[rank]++;
+}
+
+/* All that are missing were seen in MPI often enough. */
+static bool hang_established(const struct job *j)
+{
+	for (uint32_t i = 0; i < j->settings.size; i++)
+		if (job_missing(j, i) && j->inside[i] < JOB_LOOKS_LEAST)
+			return false;
+	return true;
+}
+
+static uint64_t forced_at_ms(const struct job *j)
+{
+	uint64_t at = j->closing_ms + j->settings.finalize_ms;
+	uint64_t settled = j->quiet_ms + MIN(j->settings.finalize_ms, (uint64_t)JOB_SETTLE_MS);
+	for (uint32_t i = 0; i < j->settings.size; i++)
+		if (job_missing(j, i) && j->sight[i] == JOB_SIGHT_OUTSIDE)
+			return at; /* it is they who moved quiet_ms */
+	return MAX(at, settled);
+}
+
+static bool finalize_matters(const struct job *j)
+{
+	return j->phase == JOB_RUNNING && j->closing_ms && j->settings.finalize_ms && !j->hung_due;
+}
+
+/* Time is over for ranks that the user wants to be ended whatever they do. Work that was seen is
+ * not called done. */
+static void finalize_force(struct job *j, uint64_t now_ms)
+{
+	char line[160];
+	for (uint32_t i = 0; i < j->settings.size; i++) {
+		if (!job_missing(j, i) || j->sight[i] != JOB_SIGHT_OUTSIDE)
+			continue;
+		(void)snprintf(line, sizeof(line),
+			       "rank %u still computed when --finalize-timeout was over", i);
+		cause(j, JOB_CODE_TIMEOUT, line);
+		to_term(j, JOB_GRACE_MS, now_ms);
+		return;
+	}
+	j->hung_due = j->hung_forced = true;
+}
+
+static void finalize_step(struct job *j, uint64_t now_ms)
+{
+	if (now_ms >= j->look_at_ms) {
+		j->look_due = !all_closing(j);
+		j->look_at_ms = now_ms + j->look_wait_ms;
+	}
+	if (now_ms - j->quiet_ms >= j->settings.finalize_ms && hang_established(j)) {
+		j->hung_due = true;
+	} else if (j->settings.finalize_forced && now_ms >= forced_at_ms(j)) {
+		finalize_force(j, now_ms);
+	} else if (now_ms >= j->decide_at_ms) {
+		/* Nobody computes, but nobody was seen in MPI either. */
+		j->note_due = !j->decided && !j->settings.finalize_forced;
+		j->decided |= j->note_due;
+		j->decide_at_ms = now_ms + look_every_ms(j);
+	}
+	if (j->hung_due)
+		j->settings.finalize_ms = 0; /* once */
+}
+
+/* ---------------------------------------------------------------- news */
 
 bool job_rank_ended(struct job *j, uint32_t rank, const struct job_end *end, const char *where,
 		    uint64_t now_ms)
@@ -126,6 +241,7 @@ bool job_rank_ended(struct job *j, uint32_t rank, const struct job_end *end, con
 	assert(rank < j->settings.size);
 	if (j->flags[rank] & JOB_RANK_ENDED)
 		return false;
+	bool was = is_closing(j, rank);
 	j->flags[rank] |= JOB_RANK_ENDED;
 	j->ended++;
 	int code = end->hung ? 0 : job_end_code(end);
@@ -146,8 +262,7 @@ bool job_rank_ended(struct job *j, uint32_t rank, const struct job_end *end, con
 	}
 	if (j->ended == j->settings.size)
 		j->phase = JOB_OVER;
-	else if (j->flags[rank] & JOB_RANK_CONNECTED || j->closing_ms)
-		closing_check(j, now_ms);
+	closing_changed(j, rank, was, now_ms);
 	return true;
 }
 
@@ -170,8 +285,9 @@ void job_mpi(struct job *j, uint32_t rank, unsigned set, unsigned clear, uint64_
 {
 	assert(rank < j->settings.size);
 	assert(!((set | clear) & (JOB_RANK_ENDED | JOB_RANK_FAILED)));
+	bool was = is_closing(j, rank);
 	j->flags[rank] = (uint8_t)((j->flags[rank] & ~clear) | set);
-	closing_check(j, now_ms);
+	closing_changed(j, rank, was, now_ms);
 }
 
 static bool timeout_due(const struct job *j, uint64_t now_ms)
@@ -191,29 +307,34 @@ struct job_orders job_step(struct job *j, uint64_t now_ms)
 	}
 	if (j->phase == JOB_TERM && j->kill_at_ms && now_ms >= j->kill_at_ms)
 		to_kill(j);
-	if (j->phase == JOB_RUNNING && j->closing_ms && j->settings.finalize_ms &&
-	    now_ms - j->closing_ms >= j->settings.finalize_ms) {
-		j->hung_due = true;
-		j->closing_ms = 0;
-		j->settings.finalize_ms = 0; /* once */
-	}
-	struct job_orders o = { .term = j->term_due, .kill = j->kill_due, .hung = j->hung_due };
-	j->term_due = j->kill_due = j->hung_due = false;
+	if (finalize_matters(j))
+		finalize_step(j, now_ms);
+	struct job_orders o = { .term = j->term_due,
+				.kill = j->kill_due,
+				.hung = j->hung_due,
+				.look = j->look_due,
+				.note = j->note_due };
+	j->term_due = j->kill_due = j->hung_due = j->look_due = j->note_due = false;
 	return o;
 }
 
 uint64_t job_next_ms(const struct job *j)
 {
 	uint64_t next = UINT64_MAX;
-	if (j->term_due || j->kill_due || j->hung_due)
+	if (j->term_due || j->kill_due || j->hung_due || j->look_due || j->note_due)
 		return 0;
 	if (j->phase == JOB_RUNNING && j->settings.timeout_ms)
 		next = j->started_ms + j->settings.timeout_ms;
 	if (j->phase == JOB_TERM && j->kill_at_ms)
 		next = j->kill_at_ms;
-	if (j->phase == JOB_RUNNING && j->closing_ms && j->settings.finalize_ms) {
-		uint64_t at = j->closing_ms + j->settings.finalize_ms;
-		next = MIN(next, at);
+	if (finalize_matters(j)) {
+		next = MIN(next, j->decide_at_ms);
+		if (!all_closing(j))
+			next = MIN(next, j->look_at_ms);
+		if (j->settings.finalize_forced) {
+			uint64_t at = forced_at_ms(j);
+			next = MIN(next, at);
+		}
 	}
 	return next;
 }

@@ -19,6 +19,10 @@ enum {
 	JOB_CODE_NOT_EXECUTABLE = 126,
 	JOB_CODE_NOT_FOUND = 127,
 	JOB_NEVER = -1,
+	JOB_LOOKS = 8,                    /* looks at ranks within the time for MPI_Finalize… */
+	JOB_LOOKS_LEAST = 5,              /* …of which so many must have found a rank in MPI */
+	JOB_LOOK_WAIT_MAX_MS = 30 * 1000, /* between looks at ranks that compute */
+	JOB_SETTLE_MS = 1000,             /* after the last news, before an end that is forced */
 };
 
 enum job_phase { JOB_RUNNING, JOB_TERM, JOB_KILL, JOB_OVER };
@@ -29,6 +33,14 @@ enum job_rank_flags {
 	JOB_RANK_CLOSING = 4,   /* waits in its last barrier */
 	JOB_RANK_FINALIZED = 8,
 	JOB_RANK_FAILED = 16,
+};
+
+/* Where a rank spent its time when it was looked at. */
+enum job_sight {
+	JOB_SIGHT_NOTHING, /* asleep, or only in libraries that serve programs and MPI alike */
+	JOB_SIGHT_INSIDE,  /* in MPI's own libraries, and nowhere else */
+	JOB_SIGHT_OUTSIDE, /* in the program, or in another library of it */
+	JOB_SIGHT_REFUSED, /* the kernel does not let us look */
 };
 
 struct job_end {
@@ -47,6 +59,7 @@ struct job_settings {
 	bool nodes;          /* ranks are shown as nodes (exec) */
 	uint64_t timeout_ms; /* 0: none, in each */
 	uint64_t finalize_ms;
+	bool finalize_forced; /* whatever the ranks do that are not in MPI_Finalize */
 };
 
 struct job {
@@ -58,17 +71,30 @@ struct job {
 	char why[400]; /* one line for the user; "" while all is well */
 	uint64_t started_ms;
 	uint64_t kill_at_ms; /* in TERM: when KILL follows; 0: not by itself */
-	uint64_t
-	    closing_ms;   /* since when all that run are in their last barrier; 0: they are not */
+
+	/* Ranks in their last barrier wait for the others, which either work, or hang inside
+	 * MPI_Finalize. They hang when for finalize_ms nothing happened, and none of them was seen
+	 * anywhere but in MPI. */
+	uint32_t closing;    /* ranks that run and are in their last barrier */
+	uint64_t closing_ms; /* since when there are any; 0: there are none */
+	uint64_t quiet_ms;   /* since when nothing happened and nobody computed */
+	uint64_t look_at_ms, look_wait_ms, decide_at_ms;
+	uint8_t *inside; /* by rank: looks since quiet_ms that found it in MPI */
+	uint8_t *sight;  /* by rank: the last enum job_sight */
+	bool decided;    /* ended for it, or noted */
+	bool hung_forced;
+
 	uint32_t signals; /* INT and TERM of the user, so far */
 	uint32_t hung;
-	bool term_due, kill_due, hung_due;
+	bool term_due, kill_due, hung_due, look_due, note_due;
 };
 
 /* What must be sent to the sites now; each is told once. */
 struct job_orders {
 	bool term, kill;
 	bool hung; /* end all that run: they hang in MPI_Finalize, and this is no failure */
+	bool look; /* look where the ranks are for which job_missing() is true */
+	bool note; /* tell that some wait in MPI_Finalize, and that nothing is known of the rest */
 };
 
 void job_init(struct job *j, const struct job_settings *s, uint64_t now_ms);
@@ -84,6 +110,10 @@ uint32_t job_interrupt(struct job *j, int signal, uint64_t now_ms);
 void job_fail(struct job *j, int code, const char *why, uint64_t now_ms);
 /* What the ranks' MPI did: set and clear JOB_RANK_* flags. */
 void job_mpi(struct job *j, uint32_t rank, unsigned set, unsigned clear, uint64_t now_ms);
+/* A rank was looked at, because of orders.look. */
+void job_seen(struct job *j, uint32_t rank, enum job_sight sight, uint64_t now_ms);
+/* It runs and is not in its last barrier. */
+bool job_missing(const struct job *j, uint32_t rank);
 /* Time passes. */
 struct job_orders job_step(struct job *j, uint64_t now_ms);
 /* When job_step() is due at the latest; UINT64_MAX: never by itself. */

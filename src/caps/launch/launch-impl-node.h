@@ -45,6 +45,7 @@ struct launch {
 	struct site_job *sites;
 	struct stager *stager;
 	struct wire *wire;
+	struct prober *prober;
 	struct asker *asker;
 	struct overflow *overflows;
 	struct local_message *local_head, **local_tail;
@@ -165,6 +166,8 @@ struct site_job {
 	bool ending;              /* LaunchEnd came, or the origin is lost */
 	bool relearned;           /* by a brain that was started after the job */
 	struct site_wire *wire;
+	struct site_look *look;   /* under way */
+	struct path_check *check; /* under way */
 	UT_hash_handle hh;
 };
 
@@ -215,6 +218,11 @@ void site_io_send(struct site_stream *st, uint64_t offset, const uint8_t *at, si
 		  bool ended);
 void stream_rewind(struct site_stream *st);
 
+/* site-look-node.c: where do ranks spend their time that are not in MPI_Finalize? */
+void site_look_begin(struct site_job *j);
+uint64_t site_look_tick(struct launch *l, uint64_t now_ms);
+void site_look_free(struct site_job *j);
+
 /* site-tty-node.c: a rank with a terminal. Its bytes are not kept: what was read from it and is
  * under way is lost when the brain dies. */
 void tty_open(struct site_rank *r, struct task_fds *fds);
@@ -264,6 +272,8 @@ void wire_session(struct launch *l, uint32_t node, bool up);
 void wire_job_free(struct site_job *j);
 void wire_job_again(struct site_job *j);
 void wire_rank_ended(struct site_rank *r);
+/* It waits in what looks like the barrier of MPI_Finalize. */
+bool wire_rank_closing(const struct site_rank *r);
 /* Make what the ranks' MPI needs; ends in site_spawn() or site_fail(). */
 void wire_prepare(struct site_job *j);
 /* Add the rank's own variables and descriptors (at most one). Returns the descriptor or -1; it
@@ -271,6 +281,22 @@ void wire_prepare(struct site_job *j);
 int wire_rank(struct site_rank *r, struct str *env_out);
 /* The tasks were handed over: their ends of sockets are closed here. */
 void wire_spawned(struct site_job *j);
+
+/* Goes on when the paths between the job's nodes were tried. */
+void wire_checked(struct site_job *j);
+
+/* ---------------------------------------------------------------- check-node.c */
+
+/* Try TCP connections from this node to the others of the job; wire_checked() or site_fail() comes
+ * later, within 2 s. NULL: there is nothing to try. */
+struct path_check;
+struct path_check *check_start(struct site_job *j);
+struct path_check *check_free(struct path_check *k);
+/* Another node asks for a port to try; the answer to our own question. */
+void check_asked(struct launch *l, uint32_t from, const struct id *job);
+void check_port(struct site_job *j, uint32_t from, const Copia__LaunchProbePort *p);
+uint64_t check_tick(struct launch *l, uint64_t now_ms);
+void check_free_all(struct launch *l);
 
 /* ---------------------------------------------------------------- ps-node.c */
 

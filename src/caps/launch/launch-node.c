@@ -265,6 +265,7 @@ static void handle(struct launch *l, uint32_t from, struct span body)
 	case COPIA__LAUNCH_MESSAGE__BODY_GIVEN:
 	case COPIA__LAUNCH_MESSAGE__BODY_ASK:
 	case COPIA__LAUNCH_MESSAGE__BODY_WIREUP:
+	case COPIA__LAUNCH_MESSAGE__BODY_SEEN:
 		origin_message(l, from, &id, m);
 		break;
 	case COPIA__LAUNCH_MESSAGE__BODY_START: {
@@ -277,6 +278,9 @@ static void handle(struct launch *l, uint32_t from, struct span body)
 	case COPIA__LAUNCH_MESSAGE__BODY_STOP:
 	case COPIA__LAUNCH_MESSAGE__BODY_MORE:
 		stage_message(l, from, &id, m);
+		break;
+	case COPIA__LAUNCH_MESSAGE__BODY_PROBE:
+		check_asked(l, from, &id);
 		break;
 	case COPIA__LAUNCH_MESSAGE__BODY_PS_ASK:
 	case COPIA__LAUNCH_MESSAGE__BODY_PS_ANSWER:
@@ -335,6 +339,9 @@ static void on_timer(uv_timer_t *t)
 	uint64_t wire = wire_tick(l, now), ps = ps_tick(l, now);
 	next = MIN(next, wire);
 	next = MIN(next, ps);
+	uint64_t look = site_look_tick(l, now), check = check_tick(l, now);
+	next = MIN(next, look);
+	next = MIN(next, check);
 	if (next != UINT64_MAX)
 		launch_wake_at(l, next);
 }
@@ -420,6 +427,7 @@ struct launch *launch_free(struct launch *l)
 		return NULL;
 	origin_free_all(l);
 	site_free_all(l);
+	check_free_all(l);
 	ps_free_all(l);
 	stage_free(l);
 	wire_free(l);

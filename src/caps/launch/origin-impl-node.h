@@ -33,6 +33,7 @@ struct origin_job {
 	bool input_ended;
 	uint64_t user_us, system_us, max_rss_bytes;
 	uint32_t failure_lines;
+	bool seen_ucx; /* a rank that hangs does so in UCX */
 	uint64_t input_told;
 	bool ending_told;
 	UT_hash_handle hh;
@@ -54,4 +55,9 @@ void origin_given(struct origin_job *j, struct origin_site *s, uint64_t offset);
 /* A rank has ended; `tell` passes it on to the command. */
 void origin_exit(struct origin_job *j, const Copia__LaunchRankExit *x, bool tell);
 void origin_stream_ended(struct origin_job *j, uint32_t rank, uint32_t stream);
+/* origin-finalize-node.c */
+void origin_look(struct origin_job *j);
+void origin_seen(struct origin_job *j, const struct origin_site *s, const Copia__LaunchSeen *seen);
+void origin_finalize_note(struct origin_job *j);
+void origin_tell_hung(struct origin_job *j);
 struct origin_job *origin_free(struct origin_job *j);

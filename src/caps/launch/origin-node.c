@@ -425,6 +425,9 @@ void origin_message(struct launch *l, uint32_t from, const struct id *id, const 
 	case COPIA__LAUNCH_MESSAGE__BODY_WIREUP:
 		on_wireup(j, m->wireup);
 		break;
+	case COPIA__LAUNCH_MESSAGE__BODY_SEEN:
+		origin_seen(j, s, m->seen);
+		break;
 	case COPIA__LAUNCH_MESSAGE__BODY_ASK:
 		origin_send_start(j, s, true);
 		break;
@@ -560,11 +563,7 @@ static void finish(struct origin_job *j)
 		if (j->failure_lines > FAILURE_LINES_MAX)
 			origin_note(j, "…and %u more", j->failure_lines - FAILURE_LINES_MAX);
 		warn_singletons(j);
-		if (j->job.hung)
-			origin_note(j,
-				    "note: %u ranks did not come back from MPI_Finalize and were "
-				    "ended; the program's work was done",
-				    j->job.hung);
+		origin_tell_hung(j);
 		tell_done(j);
 		struct call *c = take_ptr(j->call);
 		call_finish(c, 0, NULL);
@@ -588,6 +587,10 @@ void origin_step(struct origin_job *j)
 		send_signal(j, SIGKILL, false, "the job ends");
 	if (o.hung)
 		send_signal(j, SIGKILL, true, "hung in MPI_Finalize");
+	if (o.look)
+		origin_look(j);
+	if (o.note)
+		origin_finalize_note(j);
 	tell_ending(j);
 	bool over = j->job.phase == JOB_OVER || (!j->started && j->job.phase != JOB_RUNNING);
 	if (over && !j->over_ms)

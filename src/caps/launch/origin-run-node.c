@@ -320,7 +320,8 @@ static void init_state(struct origin_job *j, const Copia__RunAttach *a)
 				  .keep_going = j->spec->keep_going,
 				  .nodes = j->spec->exec,
 				  .timeout_ms = j->spec->timeout_ms,
-				  .finalize_ms = j->spec->finalize_ms };
+				  .finalize_ms = j->spec->finalize_ms,
+				  .finalize_forced = j->spec->finalize_forced };
 	uint64_t now = launch_now_ms(j->l);
 	job_init(&j->job, &s, now);
 	j->streams = xcalloc(j->size, 1);

@@ -135,6 +135,8 @@ struct site_job *site_new(struct launch *l, const struct id *id, Copia__LaunchSt
 struct site_job *site_free(struct site_job *j)
 {
 	prepare_cancel(j);
+	site_look_free(j);
+	j->check = check_free(j->check);
 	wire_job_free(j);
 	for (uint32_t i = 0; i < j->place->count; i++) {
 		struct site_rank *r = &j->ranks[i];
@@ -183,6 +185,7 @@ static int check_user(struct launch *l, const Copia__LaunchSpec *spec, struct er
 void site_fail(struct site_job *j, int code, const struct err *err)
 {
 	prepare_cancel(j);
+	j->check = check_free(j->check);
 	j->phase = COPIA__LAUNCH_PHASE__LAUNCH_FAILED;
 	j->report->code = code;
 	if (j->report->error != protobuf_c_empty_string)
@@ -253,6 +256,7 @@ void site_end(struct site_job *j)
 		launch_note_ended(j->l, &j->id);
 	j->ending = true;
 	prepare_cancel(j);
+	j->check = check_free(j->check);
 	bool busy = false;
 	for (uint32_t i = 0; i < j->place->count; i++) {
 		struct site_rank *r = &j->ranks[i];
@@ -329,7 +333,6 @@ void site_message(struct launch *l, uint32_t from, const struct id *id, const la
 	struct site_job *j = site_find(l, id);
 	if (!j || j->ending)
 		return;
-	(void)from;
 	switch (m->body_case) {
 	case COPIA__LAUNCH_MESSAGE__BODY_TAKEN:
 		site_io_taken(j, m->taken);
@@ -339,6 +342,12 @@ void site_message(struct launch *l, uint32_t from, const struct id *id, const la
 		break;
 	case COPIA__LAUNCH_MESSAGE__BODY_SIGNAL:
 		site_signal(j, m->signal);
+		break;
+	case COPIA__LAUNCH_MESSAGE__BODY_LOOK:
+		site_look_begin(j);
+		break;
+	case COPIA__LAUNCH_MESSAGE__BODY_PROBE_PORT:
+		check_port(j, from, m->probe_port);
 		break;
 	case COPIA__LAUNCH_MESSAGE__BODY_END:
 		site_end(j);

@@ -34,6 +34,7 @@ struct site_wire {
 	bool pmix, pmi1, forced;
 	bool added;    /* JobAdd was sent */
 	bool spawning; /* JobReady makes the ranks start */
+	bool ready;    /* JobReady came */
 	uint64_t deadline_ms;
 	bool *closing; /* by local rank */
 };
@@ -257,6 +258,14 @@ void wire_prepare(struct site_job *j)
 	w->deadline_ms = launch_now_ms(j->l) + READY_MS;
 	job_hand_over(w);
 	launch_wake_at(j->l, w->deadline_ms);
+	if (j->start->n_places > 1 && !j->start->spec->no_check)
+		j->check = check_start(j);
+}
+
+void wire_checked(struct site_job *j)
+{
+	if (j->wire && j->wire->ready)
+		site_spawn(j);
 }
 
 int wire_rank(struct site_rank *r, struct str *env_out)
@@ -343,6 +352,12 @@ void wire_rank_ended(struct site_rank *r)
 	wire_link_send(r->job->l->wire->link, &f, -1);
 }
 
+bool wire_rank_closing(const struct site_rank *r)
+{
+	const struct site_wire *w = r->job->wire;
+	return w && w->closing && w->closing[r->rank - r->job->place->first];
+}
+
 /* ---------------------------------------------------------------- what the helper says */
 
 static struct site_job *job_of(struct launch *l, const char *text)
@@ -380,7 +395,9 @@ static void job_ready(struct site_job *j, const Copia__WireupJobReady *r)
 		for (size_t e = 0; e < k->n_environment; e++)
 			to->env[to->env_count++] = xstrdup(k->environment[e]);
 	}
-	site_spawn(j);
+	w->ready = true;
+	if (!j->check)
+		site_spawn(j);
 }
 
 static void tell_origin(struct site_job *j, uint32_t rank, Copia__LaunchWireupEvent event, int code,
@@ -421,6 +438,8 @@ static void job_notice(struct site_job *j, const Copia__WireupNotice *n)
 		on_barrier(j, n);
 		break;
 	case COPIA__WIREUP_EVENT__WIREUP_FINALIZED:
+		if (j->wire && j->wire->closing && n->rank - j->place->first < j->place->count)
+			j->wire->closing[n->rank - j->place->first] = false;
 		tell_origin(j, n->rank, COPIA__LAUNCH_WIREUP_EVENT__LAUNCH_WIREUP_FINALIZED, 0, "");
 		break;
 	case COPIA__WIREUP_EVENT__WIREUP_ABORTED: {
