@@ -124,14 +124,17 @@ static int explain(const struct child_report *b, struct err *err)
 		[CHILD_EXEC] = "run",
 	};
 	int code = b->code < 0 ? b->code : -EIO;
+	/* "Not found" and "not executable" are said of the program alone: a missing working folder
+	 * is no missing program. */
+	int ret = b->stage == CHILD_EXEC ? code : -EIO;
 	const char *stage = b->stage < CHILD_STAGE_COUNT ? what[b->stage] : "start";
 	if (b->detail[0])
-		return err_set(err, code, "%s %.*s: %.*s", stage, (int)sizeof(b->path), b->path,
+		return err_set(err, ret, "%s %.*s: %.*s", stage, (int)sizeof(b->path), b->path,
 			       (int)sizeof(b->detail), b->detail);
 	if (b->stage == CHILD_LIMIT)
-		return err_set(err, code, "%s %u: %s", stage, b->resource, strerror(-code));
-	return err_set(err, code, "%s%s%.*s: %s", stage, b->path[0] ? " " : "",
-		       (int)sizeof(b->path), b->path, strerror(-code));
+		return err_set(err, ret, "%s %u: %s", stage, b->resource, strerror(-code));
+	return err_set(err, ret, "%s%s%.*s: %s", stage, b->path[0] ? " " : "", (int)sizeof(b->path),
+		       b->path, strerror(-code));
 }
 
 int child_result(int status_fd, struct err *err)
