@@ -6,6 +6,8 @@ import os
 import pathlib
 import re
 import subprocess
+import tempfile
+import threading
 import time
 
 BUILD = pathlib.Path(os.environ.get("COPIA_BUILD", pathlib.Path(__file__).parents[2] / "build"))
@@ -162,3 +164,93 @@ class Lab:
     def events(self, node="n1"):
         out = self.copia(node, "events", "--json", "--lines", "1000").out
         return [json.loads(line) for line in out.splitlines() if line.strip()]
+
+
+# ---------------------------------------------------------------- programs
+
+
+class Running:
+    """A command of a node that goes on while the test does: `with Running(lab, "n1", …) as run`.
+    What it writes is read in the background, so that it never waits for the test; with
+    `reads=False` the test reads run.process.stdout itself. It is dead at the end in any case."""
+
+    def __init__(self, lab, node, *words, stdin=subprocess.DEVNULL, reads=True):
+        self.lab, self.node = lab, node
+        self.out, self.err = bytearray(), bytearray()
+        self.changed = threading.Condition()
+        self.process = subprocess.Popen(
+            lab.argv(node, "sh", "-c", 'echo $$ >&2; exec "$@"', "sh", *words), stdin=stdin,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.pid = int(self.process.stderr.readline())
+        streams = [(self.process.stderr, self.err)]
+        streams += [(self.process.stdout, self.out)] if reads else []
+        self.threads = [threading.Thread(target=self.read, args=s, daemon=True) for s in streams]
+        for thread in self.threads:
+            thread.start()
+
+    def read(self, stream, into):
+        while piece := os.read(stream.fileno(), 1 << 18):
+            with self.changed:
+                into += piece
+                self.changed.notify_all()
+
+    def wait_out(self, test, timeout=30):
+        """Wait until test(output so far) holds."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: test(bytes(self.out)), timeout), self
+
+    def lines(self):
+        return self.out.decode().splitlines()
+
+    def wait_lines(self, count, timeout=30):
+        self.wait_out(lambda out: out.count(b"\n") >= count, timeout)
+
+    def signal(self, name):
+        self.lab.on(self.node, "kill", f"-{name}", self.pid)
+
+    def end(self, timeout=60):
+        """Wait for its end; returns its exit code."""
+        code = self.process.wait(timeout)
+        for thread in self.threads:
+            thread.join(timeout)
+        return code
+
+    def text(self):
+        return self.err.decode()
+
+    def __repr__(self):
+        return f"code {self.process.poll()}\n--- out\n{bytes(self.out[-2000:])}\n--- err\n{self.text()}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.lab.on(self.node, "kill", "-KILL", self.pid, code=None)
+        self.process.wait()
+        for thread in self.threads:
+            thread.join(10)
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+def shared_folder():
+    """A folder that all nodes and all users see; the caller removes it."""
+    path = pathlib.Path(tempfile.mkdtemp(prefix="test-", dir=BUILD))
+    path.chmod(0o777)
+    return path
+
+
+def kill_brain(lab, node):
+    """SIGKILL to the brain, and wait until the next one has its place."""
+    killed = lab.signal(node, "copiad: brain")
+    until(lambda: lab.pids(node, "copiad: brain") not in ([], [killed]), text="a new brain")
+
+
+def fails(result, code, *texts, lines=1):
+    """A failure is one line, and says all of these."""
+    assert result.code == code, result
+    assert all(text in result.err for text in texts), result
+    assert result.err.count("\n") == lines, result
+    return result
