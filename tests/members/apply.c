@@ -175,9 +175,18 @@ static void resource_is_in_one_place(void **state)
 	assert_int_equal(world_resource(&w, "clock", true, false, 0), -EEXIST);
 	assert_int_equal(world_resource(&w, "clock", false, true, 2), 0);
 	assert_int_equal(world_resource(&w, "clock", false, true, 3), -EBUSY);
+	uint64_t placed = w.m->state->resources[0]->placed;
+	assert_int_equal(world_resource_ended(&w, "clock", placed), -ESTALE);
 	assert_int_equal(world_resource(&w, "clock", false, true, 0), 0);
+	assert_int_equal(world_resource(&w, "clock", false, true, 3), -EBUSY);
+	assert_int_equal(world_resource_ended(&w, "clock", placed + 1), -ESTALE);
+	assert_int_equal(world_resource_ended(&w, "clock", placed), 0);
 	assert_int_equal(world_resource(&w, "clock", false, true, 3), 0);
+	/* Its name is free once it has ended. */
+	placed = w.m->state->resources[0]->placed;
 	assert_int_equal(world_resource(&w, "clock", false, false, 0), 0);
+	assert_int_equal(world_resource(&w, "clock", true, false, 0), -EEXIST);
+	assert_int_equal(world_resource_ended(&w, "clock", placed), 0);
 	assert_int_equal(w.m->state->n_resources, 0);
 	world_close(&w);
 }

@@ -178,6 +178,16 @@ int world_resource(struct world *w, const char *name, bool define, bool place, u
 	SEND(resource, RESOURCE, c);
 }
 
+int world_resource_ended(struct world *w, const char *name, uint64_t placed)
+{
+	Copia__ResourceCommand c = COPIA__RESOURCE_COMMAND__INIT;
+	c.name = (char *)name;
+	c.place = true;
+	c.ended = true;
+	c.placed = placed;
+	SEND(resource, RESOURCE, c);
+}
+
 void world_with(struct world *w, unsigned count)
 {
 	world_open(w);

@@ -27,5 +27,6 @@ int world_key(struct world *w, uint32_t epoch);
 int world_set(struct world *w, const char *name, const char *value);
 int world_update(struct world *w, uint32_t number, uint64_t incarnation);
 int world_resource(struct world *w, const char *name, bool define, bool place, uint32_t on);
+int world_resource_ended(struct world *w, const char *name, uint64_t placed);
 /* init with n1, and n2…nCOUNT joined. */
 void world_with(struct world *w, unsigned count);

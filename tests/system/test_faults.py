@@ -17,8 +17,9 @@ def whole(request):
         request.getfixturevalue("lab4").whole()
 
 
-def by_role(lab, role):
-    return next(name for name, row in lab.rows().items() if row["role"] == role)
+def by_role(lab, role, node="n1"):
+    return until(lambda: next((name for name, row in lab.rows(node).items()
+                               if row["role"] == role), None), text=f"a {role}")
 
 
 def others(name):
@@ -149,15 +150,21 @@ def test_all_nodes_killed_at_once(lab4):
     lab4.copia("n1", "set", "root-tasks", "off")
 
 
-def test_leader_of_two_that_remain(lab4):
+def leader_but_not(lab, node):
+    """The leader; leadership is taken from `node`, which may take a few attempts."""
+    leader = lab.leader(node)
+    if leader != node:
+        return leader
+    lab.copia(node, "leader", by_role(lab, "controller", node), code=None)
+    return None
+
+
+def test_leaders_killed_under_commands(lab4):
     """Leader after leader is lost while tokens are made: what was acknowledged is there, once."""
     made = len(lab4.kinds("token-made"))
     acknowledged, asked = 0, 0
     for _ in range(3):
-        node = until(lambda: lab4.leader("n4"), text="a leader")
-        if node == "n4":
-            lab4.copia("n4", "leader", by_role(lab4, "controller"))
-            node = until(lambda: (l := lab4.leader("n4")) != "n4" and l, text="n4 does not lead")
+        node = until(lambda: leader_but_not(lab4, "n4"), text="another one than n4 leads")
         running = [subprocess.Popen(lab4.argv("n4", COPIA, "token"), stdin=subprocess.DEVNULL,
                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
                    for _ in range(6)]
@@ -167,13 +174,12 @@ def test_leader_of_two_that_remain(lab4):
             assert one.returncode in (0, 6, 7), (out, err)
             acknowledged += one.returncode == 0
             asked += 1
-        until(lambda: lab4.works("n4"), text="commands go on")
-        acknowledged, asked = acknowledged + 1, asked + 1
-        # What until() asked in vain may have been done all the same: count only afterwards.
         lab4.lab("start", node)
         lab4.whole(node="n4")
+    # One that was answered with "look whether it was done" may have been done; none was done twice.
     count = len(lab4.kinds("token-made")) - made
-    assert count >= acknowledged
+    assert acknowledged <= count <= asked
+    assert acknowledged > 0
     stories = [[e for e in story(lab4, n) if e[1] == "token-made"] for n in ALL]
     assert all(s == stories[0] for s in stories)
 

@@ -86,6 +86,13 @@ class Lab:
     def copia(self, node, *words, **options):
         return self.on(node, COPIA, *words, **options)
 
+    def insist(self, node, *words, timeout=20, **options):
+        """The same, again while the answer is "no leader" (7) or "busy" (6): leaders change."""
+        result = until(lambda: (r := self.copia(node, *words, code=None, **options)).code
+                       not in (6, 7) and r, timeout, text=f"{node}: copia {words}")
+        assert result.code == 0, result
+        return result
+
     def rows(self, node="n1", *words):
         """`copia nodes` as a dictionary by name; {} while the cluster does not answer."""
         result = self.copia(node, "nodes", "--json", *words, code=None)
@@ -133,7 +140,10 @@ class Lab:
         """Wait until every node of the cluster is up and there are as many controllers."""
         self.wait_controllers(controllers, node)
         until(lambda: (rows := self.rows(node)) and
-              all(row["state"] == "up" for row in rows.values()), text="every node is up")
+              all(row["state"] == "up" for row in rows.values()),
+              text=f"every node is up for {node}")
+        for one in self.rows(node):
+            until(lambda n=one: self.leader(n), text=f"{one} reaches a leader")
 
     def log(self, node):
         """What the daemons of the node wrote, where the lab keeps it."""
@@ -158,7 +168,7 @@ class Lab:
         return re.search(r"inet ([0-9.]+)/", out).group(1)
 
     def join(self, node, by="n1", **options):
-        secret = self.token(by).out.split()[0]
+        secret = self.insist(by, "token").out.split()[0]
         return self.copia(node, "join", "-", stdin=f"{secret}@{self.address(by)}\n", **options)
 
     def events(self, node="n1"):

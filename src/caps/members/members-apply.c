@@ -522,6 +522,7 @@ static int define_resource(const struct apply *a, const Copia__ResourceCommand *
 	Copia__Resource *r = members_copy_of(c->define);
 	members_set_text(&r->name, c->name);
 	r->node = 0;
+	r->ending = r->removed = false;
 	r->revision = a->index;
 	members_push(s->resources, s->n_resources, r);
 	members_tell(a->m, "resource-made", c->name, "resource %s was made", c->name);
@@ -530,18 +531,61 @@ static int define_resource(const struct apply *a, const Copia__ResourceCommand *
 
 static int place_resource(const struct apply *a, Copia__Resource *r, uint32_t node)
 {
-	const Copia__Node *n = node ? present(a, node) : NULL;
-	if (node && !n)
+	const Copia__Node *n = present(a, node);
+	if (!n)
 		return -ENOENT;
-	if (r->node && node)
+	if (r->node)
 		return err_set(a->err, -EBUSY, "resource %s is on node %s still", r->name,
 			       members_name(a->m, r->node));
 	begin(a);
 	r->node = node;
 	r->placed = a->index;
 	r->revision = a->index;
-	members_tell(a->m, "resource", r->name, "resource %s %s%s", r->name,
-		     node ? "goes to node " : "is nowhere now", node ? n->name : "");
+	members_tell(a->m, "resource", r->name, "resource %s goes to node %s", r->name, n->name);
+	return 0;
+}
+
+/* From here on nobody may start it by this placement: what ended stays ended. */
+static int end_resource(const struct apply *a, Copia__Resource *r)
+{
+	if (r->ending || !r->node)
+		return 0;
+	begin(a);
+	r->ending = true;
+	r->revision = a->index;
+	members_tell(a->m, "resource", r->name, "resource %s ends on node %s", r->name,
+		     members_name(a->m, r->node));
+	return 0;
+}
+
+static int resource_ended(const struct apply *a, size_t at, uint64_t placed)
+{
+	Copia__MembersState *s = a->m->state;
+	Copia__Resource *r = s->resources[at];
+	if (!r->ending || r->placed != placed)
+		return err_set(a->err, -ESTALE, "resource %s was not to end there", r->name);
+	begin(a);
+	members_tell(a->m, r->removed ? "resource-removed" : "resource", r->name, "resource %s %s",
+		     r->name, r->removed ? "was removed" : "is nowhere now");
+	r->node = 0;
+	r->ending = false;
+	r->revision = a->index;
+	if (r->removed)
+		members_remove_resource(s, at);
+	return 0;
+}
+
+static int remove_resource(const struct apply *a, size_t at)
+{
+	Copia__MembersState *s = a->m->state;
+	Copia__Resource *r = s->resources[at];
+	if (r->node) {
+		r->removed = true;
+		return end_resource(a, r);
+	}
+	begin(a);
+	members_tell(a->m, "resource-removed", r->name, "resource %s was removed", r->name);
+	members_remove_resource(s, at);
 	return 0;
 }
 
@@ -554,18 +598,21 @@ static int apply_resource(const struct apply *a, const Copia__MembersCommand *cm
 		at++;
 	bool known = at < s->n_resources;
 	if (c->define)
-		return known ? err_set(a->err, -EEXIST, "resource %s exists already", c->name)
+		return known ? err_set(a->err, -EEXIST, "resource %s %s", c->name,
+				       s->resources[at]->removed
+					   ? "is being removed; try again in a moment"
+					   : "exists already")
 			     : define_resource(a, c);
 	if (!known)
 		return err_set(a->err, -ENOENT, "there is no resource \"%.64s\"", c->name);
-	if (c->place)
+	if (c->place && c->place_on)
 		return place_resource(a, s->resources[at], c->place_on);
+	if (c->place)
+		return c->ended ? resource_ended(a, at, c->placed)
+				: end_resource(a, s->resources[at]);
 	if (!c->remove)
 		return err_set(a->err, -EINVAL, "resource %s: nothing to do", c->name);
-	begin(a);
-	members_tell(a->m, "resource-removed", c->name, "resource %s was removed", c->name);
-	members_remove_resource(s, at);
-	return 0;
+	return remove_resource(a, at);
 }
 
 /* ---------------------------------------------------------------- all of them */

@@ -71,6 +71,7 @@ int members_forward(struct members_node *mn, struct call *c, const char *words, 
 	f.verb = (char *)words;
 	f.body = (ProtobufCBinaryData){ body.len, (uint8_t *)body.at };
 	f.uid = call_uid(c);
+	f.gid = call_gid(c);
 	f.user = (char *)call_user(c);
 	f.from = mn->node->number;
 	f.privileged = call_privileged(c);
@@ -171,7 +172,7 @@ void members_take_call(struct members_node *mn, uint32_t from, const Copia__Forw
 	static const struct call_sink sink = { remote_send, remote_room, remote_hold, remote_end };
 	struct remote_call *r = xcalloc(1, sizeof(*r));
 	*r = (struct remote_call){ .mn = mn, .from = from, .number = f->call };
-	struct call_who who = { .uid = f->uid, .privileged = f->privileged };
+	struct call_who who = { .uid = f->uid, .gid = f->gid, .privileged = f->privileged };
 	(void)snprintf(who.user, sizeof(who.user), "%s@%s", f->user,
 		       members_name(mn->node->members, from));
 	struct call *c = call_new(mn->node, &sink, r, &who, f->call);

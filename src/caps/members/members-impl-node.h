@@ -33,16 +33,19 @@ struct known {
 	bool verdict_pending;
 	bool goodbye_said, goodbye_due; /* it left: told so, and to be forgotten */
 	uint32_t rtt_us;
-	uint64_t orders_revision; /* leader: of the orders it confirmed */
+	bool idle;        /* leader: it was told that it has to do nothing */
+	uint64_t left_us; /* leader: first seen as left; 0: not */
 	UT_hash_handle hh;
 };
 
+/* A placement that this node carries out. `placed` never comes back, so each placement is told
+ * from all others; a brain started again finds its task by it. */
 struct own_resource {
-	char *name;
 	uint64_t placed;
 	struct id task;
 	uint64_t start_at_ms;
-	bool running, stopping;
+	bool running;  /* its task is there, or was asked for */
+	bool stopping; /* TERM was sent */
 	UT_hash_handle hh;
 };
 
@@ -53,6 +56,7 @@ struct members_node {
 	Copia__NodeFacts *facts;
 	struct known *known; /* by number */
 	uv_timer_t push_timer, load_timer, keep_timer;
+	uv_timer_t lease_timer; /* runs while this node leads and leases are needed */
 	bool push_armed;
 	struct sysinfo_load load;
 	bool ready;            /* this node leads and its state is current */
@@ -73,7 +77,8 @@ struct members_node {
 	uint64_t in_touch_ms;    /* with the leader, last */
 	uint64_t saved_revision; /* newest node in the saved view */
 	ProtobufCBinaryData own_key, own_old_key; /* agents: heartbeat keys, from the leader */
-	struct own_resource *own;                 /* by name */
+	struct own_resource *own;                 /* by placed */
+	uint64_t orders_revision;                 /* newest orders taken */
 	struct follower *followers;
 	struct str pending_key; /* of a certificate that was asked for */
 	bool joining, leaving;
@@ -135,6 +140,8 @@ void members_node_key(const Copia__MembersState *s, bool old, uint32_t a, uint32
 void members_keep(struct members_node *mn);
 void members_take_orders(struct members_node *mn, const Copia__Orders *o);
 void members_take_orders_done(struct members_node *mn, uint32_t from, const Copia__OrdersDone *d);
+/* This node leaves: nothing of it may go on. */
+void members_end_own(struct members_node *mn);
 void members_grant_stopped(struct members_node *mn, const Copia__Shepherd__GrantStopped *g);
 bool members_task_event(struct members_node *mn, const Copia__Shepherd__Event *e);
 

@@ -16,7 +16,12 @@
 #include <openssl/sha.h>
 #include <stdio.h>
 
-enum { JOIN_RETRY_MS = 500, PROTOCOL = 1 };
+enum {
+	JOIN_RETRY_MS = 500,
+	JOIN_SETTLE_MS = 10,
+	JOIN_SETTLE_TURNS = 200,
+	PROTOCOL = 1,
+};
 
 static ProtobufCBinaryData bytes_of(const struct str *s)
 {
@@ -288,6 +293,7 @@ struct join_op {
 	char **addresses;
 	size_t address_count;
 	uint64_t give_up_ms;
+	unsigned settle_turns;
 	struct peers_join *join;
 	uv_timer_t retry;
 };
@@ -331,6 +337,19 @@ static void join_try(struct join_op *op);
 static void on_retry(uv_timer_t *t)
 {
 	join_try(t->data);
+}
+
+/* Inside; but what the person types next shall find the leader. The sessions are being made. */
+static void on_settling(uv_timer_t *t)
+{
+	struct join_op *op = t->data;
+	const struct node *n = op->mn->node;
+	uint32_t leader = n->members->leader;
+	bool reached = leader && n->peers && peers_up(n->peers, leader);
+	if (reached || !n->peers || op->settle_turns++ >= JOIN_SETTLE_TURNS)
+		join_end(op, 0, NULL);
+	else
+		(void)uv_timer_start(&op->retry, on_settling, JOIN_SETTLE_MS, 0);
 }
 
 static int take_admission(struct join_op *op, const Copia__JoinReply *reply, const char *authority,
@@ -390,8 +409,10 @@ static void on_joined(void *ctx, int result, const struct peers_joined *joined,
 	bool passing = r == -ECONNRESET || r == -EAGAIN || r == -EHOSTUNREACH || r == -ETIMEDOUT;
 	if (passing && op->call && node_now_ms(op->mn->node) < op->give_up_ms)
 		(void)uv_timer_start(&op->retry, on_retry, JOIN_RETRY_MS, 0);
-	else
+	else if (r < 0)
 		join_end(op, r, err.msg);
+	else
+		on_settling(&op->retry);
 }
 
 static void join_try(struct join_op *op)
@@ -738,11 +759,37 @@ void members_take_certificate(struct members_node *mn, const Copia__CertificateG
 
 /* ---------------------------------------------------------------- leaving */
 
+/* What this node knew of others, and what its shepherd does for the cluster. */
+static void forget_cluster(struct members_node *mn)
+{
+	struct err err = { 0 };
+	struct known *k, *next;
+	HASH_ITER(hh, mn->known, k, next)
+	{
+		HASH_DEL(mn->known, k);
+		free(k->missed_by);
+		free(k);
+	}
+	members_end_own(mn);
+	Copia__Shepherd__Heartbeats none = COPIA__SHEPHERD__HEARTBEATS__INIT;
+	Copia__Shepherd__Request r = COPIA__SHEPHERD__REQUEST__INIT;
+	r.ask_case = COPIA__SHEPHERD__REQUEST__ASK_HEARTBEATS;
+	r.heartbeats = &none;
+	if (shepherd_link_send(mn->node->shepherd, &r, NULL, 0, &err) < 0)
+		log_error("members", "heartbeats: %s", err.msg);
+	ProtobufCBinaryData no_key = { 0 };
+	members_set_bytes(&mn->own_key, &no_key);
+	members_set_bytes(&mn->own_old_key, &no_key);
+	mn->table_revision = mn->saved_revision = mn->announced_term = 0;
+	mn->ready = false;
+}
+
 static void on_leave_loop(uv_timer_t *t)
 {
 	struct members_node *mn = t->data;
 	struct err err = { 0 };
 	(void)uv_timer_stop(t);
+	forget_cluster(mn);
 	node_leave(mn->node);
 	if (identity_remove(mn->node->settings.state_dir, &err) < 0)
 		log_error("members", "%s", err.msg);

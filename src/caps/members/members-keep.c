@@ -139,16 +139,22 @@ static void keep_leaving(struct members_node *mn)
 
 /* ---------------------------------------------------------------- resources: the leader */
 
-static void place(struct members_node *mn, const char *name, uint32_t on)
+static void propose_resource(struct members_node *mn, Copia__ResourceCommand *c)
 {
-	Copia__ResourceCommand c = COPIA__RESOURCE_COMMAND__INIT;
-	c.name = (char *)name;
-	c.place = true;
-	c.place_on = on;
+	c->place = true;
 	Copia__MembersCommand cmd = COPIA__MEMBERS_COMMAND__INIT;
 	cmd.body_case = COPIA__MEMBERS_COMMAND__BODY_RESOURCE;
-	cmd.resource = &c;
+	cmd.resource = c;
 	node_propose(mn->node, &cmd, NULL, NULL);
+}
+
+static void propose_ended(struct members_node *mn, const Copia__Resource *r)
+{
+	Copia__ResourceCommand c = COPIA__RESOURCE_COMMAND__INIT;
+	c.name = r->name;
+	c.ended = true;
+	c.placed = r->placed;
+	propose_resource(mn, &c);
 }
 
 static void stop_granting(struct members_node *mn, struct known *k)
@@ -182,29 +188,42 @@ static uint64_t foreign_lease_us(const Copia__MembersState *s)
 }
 
 /* Has everything ended that this node may believe to hold? */
-static bool lease_surely_over(struct members_node *mn, uint32_t number)
+static bool lease_surely_over(struct members_node *mn, uint32_t number, bool left)
 {
 	struct known *k = members_known(mn, number);
-	stop_granting(mn, k);
-	if (!k->grant_stop_answered)
-		return false;
 	uint64_t now = shepherd_now_us();
-	uint64_t foreign = mn->led_since_us + foreign_lease_us(mn->node->members->state);
-	return now > k->grant_stopped_us && now > foreign;
+	uint64_t most = foreign_lease_us(mn->node->members->state);
+	if (now <= mn->led_since_us + most)
+		return false;
+	/* One that left is not in the shepherd's table any more, so nobody can tell when the last
+	 * grant was made; after it left, none was. */
+	if (left) {
+		k->left_us = k->left_us ? k->left_us : now;
+		return now > k->left_us + 2 * most;
+	}
+	stop_granting(mn, k);
+	return k->grant_stop_answered && now > k->grant_stopped_us;
 }
 
+/* Three steps, each in the log: it is placed; it is to end there, after which no orders name it
+ * any more; its end is certain, because its node said so or its lease is over. */
 static void keep_resource(struct members_node *mn, const Copia__Resource *r)
 {
 	const Copia__Node *n = r->node ? members_find(mn->node->members, r->node) : NULL;
+	Copia__ResourceCommand c = COPIA__RESOURCE_COMMAND__INIT;
+	c.name = r->name;
 	if (!r->node) {
-		uint32_t to = members_plan_place(mn->node->members, r);
-		if (to)
-			place(mn, r->name, to);
+		c.place_on = members_plan_place(mn->node->members, r);
+		if (c.place_on)
+			propose_resource(mn, &c);
 		return;
 	}
-	bool gone = !n || n->state != COPIA__NODE_STATE__UP;
-	if (gone && lease_surely_over(mn, r->node))
-		place(mn, r->name, 0);
+	bool left = !n || n->state == COPIA__NODE_STATE__LEFT;
+	bool gone = left || n->state != COPIA__NODE_STATE__UP;
+	if (!r->ending && (gone || n->drained))
+		propose_resource(mn, &c);
+	else if (r->ending && gone && lease_surely_over(mn, r->node, left))
+		propose_ended(mn, r);
 }
 
 /* A node that is up again may be granted leases again. */
@@ -219,33 +238,59 @@ static void forgive(struct members_node *mn)
 	}
 }
 
+static void send_orders_to(struct members_node *mn, uint32_t to, Copia__Resource **mine)
+{
+	const Copia__MembersState *s = mn->node->members->state;
+	struct known *k = members_known(mn, to);
+	bool owns = false;
+	Copia__Orders o = COPIA__ORDERS__INIT;
+	o.revision = mn->node->members->revision;
+	o.term = mn->node->members->term;
+	o.resources = mine;
+	for (size_t i = 0; i < s->n_resources; i++) {
+		if (s->resources[i]->node != to)
+			continue;
+		owns = true;
+		if (!s->resources[i]->ending)
+			mine[o.n_resources++] = s->resources[i];
+	}
+	if (!owns && k->idle)
+		return;
+	if (to == mn->node->number) {
+		members_take_orders(mn, &o);
+		k->idle = !owns;
+		return;
+	}
+	Copia__MembersMessage m = COPIA__MEMBERS_MESSAGE__INIT;
+	m.body_case = COPIA__MEMBERS_MESSAGE__BODY_ORDERS;
+	m.orders = &o;
+	if (members_send(mn, to, &m) == 0)
+		k->idle = !owns;
+}
+
 static void send_orders(struct members_node *mn)
 {
 	const Copia__MembersState *s = mn->node->members->state;
 	_cleanup_(free_p) Copia__Resource **mine = xcalloc(s->n_resources + 1, sizeof(*mine));
-	for (size_t i = 0; i < s->n_nodes; i++) {
-		uint32_t to = s->nodes[i]->number;
-		Copia__Orders o = COPIA__ORDERS__INIT;
-		o.revision = mn->node->members->revision;
-		o.resources = mine;
-		for (size_t k = 0; k < s->n_resources; k++)
-			if (s->resources[k]->node == to)
-				mine[o.n_resources++] = s->resources[k];
-		struct known *k = members_known(mn, to);
-		bool had_some = k->orders_revision != 0;
-		if (o.n_resources == 0 && !had_some)
-			continue;
-		k->orders_revision = o.n_resources ? o.revision : 0;
-		Copia__MembersMessage m = COPIA__MEMBERS_MESSAGE__INIT;
-		m.body_case = COPIA__MEMBERS_MESSAGE__BODY_ORDERS;
-		m.orders = &o;
-		(void)members_send(mn, to, &m);
-	}
+	for (size_t i = 0; i < s->n_nodes; i++)
+		if (s->nodes[i]->state != COPIA__NODE_STATE__LEFT)
+			send_orders_to(mn, s->nodes[i]->number, mine);
 }
 
 void members_take_orders_done(struct members_node *mn, uint32_t from, const Copia__OrdersDone *d)
 {
-	/* Orders are level-triggered: what matters is in the events of the tasks. */
+	const Copia__MembersState *s = mn->node->members->state;
+	if (!members_is_leader(mn))
+		return;
+	for (size_t i = 0; i < s->n_resources; i++) {
+		const Copia__Resource *r = s->resources[i];
+		bool there = false;
+		for (size_t k = 0; k < d->n_placed; k++)
+			there = there || d->placed[k] == r->placed;
+		/* It knows that the resource is to end, and has nothing of it. */
+		if (r->node == from && r->ending && d->revision >= r->revision && !there)
+			propose_ended(mn, r);
+	}
 }
 
 void members_keep(struct members_node *mn)
@@ -267,26 +312,73 @@ void members_keep(struct members_node *mn)
 
 /* ---------------------------------------------------------------- resources: the node */
 
-enum { RESTART_MS = 1000 };
+enum { RESTART_MS = 1000, GRACE_MS = 2000 };
 
-/* The task's id comes from the placement, so that a brain started again knows it. */
-static struct id task_of(const Copia__Resource *r)
+/* "resource", 6 bytes of the placement, 2 random ones: each start is a task of its own, for ids
+ * are never used twice. */
+static const char task_prefix[8] = "resource";
+
+static struct id task_of(uint64_t placed)
 {
-	struct id id = { "resource" };
-	for (int i = 0; i < 8; i++)
-		id.at[8 + i] = (uint8_t)(r->placed >> 8 * i);
+	struct id id;
+	memcpy(id.at, task_prefix, sizeof(task_prefix));
+	for (int i = 0; i < 6; i++)
+		id.at[8 + i] = (uint8_t)(placed >> 8 * i);
+	node_random(id.at + 14, 2);
 	return id;
+}
+
+static bool is_task(const ProtobufCBinaryData *task, struct id *ret, uint64_t *ret_placed)
+{
+	if (task->len != ID_SIZE || memcmp(task->data, task_prefix, sizeof(task_prefix)))
+		return false;
+	memcpy(ret->at, task->data, ID_SIZE);
+	*ret_placed = 0;
+	for (int i = 0; i < 6; i++)
+		*ret_placed |= (uint64_t)ret->at[8 + i] << 8 * i;
+	return true;
+}
+
+static struct own_resource *find_own(struct members_node *mn, uint64_t placed)
+{
+	struct own_resource *o;
+	HASH_FIND(hh, mn->own, &placed, sizeof(placed), o);
+	return o;
+}
+
+static struct own_resource *add_own(struct members_node *mn, uint64_t placed)
+{
+	struct own_resource *o = xcalloc(1, sizeof(*o));
+	o->placed = placed;
+	HASH_ADD(hh, mn->own, placed, sizeof(o->placed), o);
+	return o;
+}
+
+static void drop_own(struct members_node *mn, struct own_resource *o)
+{
+	HASH_DEL(mn->own, o);
+	free(o);
+}
+
+/* A former leader's orders may come late. It cannot have granted the lease that we hold now, so
+ * one of a later term than the orders shows that they are void. */
+static bool lease_fits(const struct members_node *mn, uint64_t term)
+{
+	const Copia__Shepherd__LeaseState *l = mn->hello ? mn->hello->lease : NULL;
+	return l && l->phase == COPIA__SHEPHERD__LEASE_PHASE__LEASE_HELD && l->term <= term;
 }
 
 static void start_resource(struct members_node *mn, struct own_resource *o,
 			   const Copia__Resource *r)
 {
 	struct err err = { 0 };
-	uint64_t now = node_now_ms(mn->node);
-	if (o->running || o->stopping || now < o->start_at_ms)
+	const struct node *n = mn->node;
+	if (n->settings.root && r->uid == 0 && !n->members->state->root_tasks) {
+		log_warning("audit", "refused resource %s of root", r->name);
+		o->start_at_ms = node_now_ms(n) + RESTART_MS;
 		return;
-	/* Each start is a task of its own: ids are never used twice. */
-	node_random(o->task.at + 12, 4);
+	}
+	o->task = task_of(o->placed);
 	char *env[] = { "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" };
 	Copia__Shepherd__Out null_out = COPIA__SHEPHERD__OUT__INIT;
 	null_out.mode = COPIA__SHEPHERD__OUT_MODE__OUT_NULL;
@@ -298,85 +390,135 @@ static void start_resource(struct members_node *mn, struct own_resource *o,
 	s.n_env = ARRAY_LEN(env);
 	s.stdout = &null_out;
 	s.stderr = &null_out;
-	s.set_user = mn->node->settings.root;
+	s.set_user = n->settings.root;
 	s.uid = r->uid;
 	s.gid = r->gid;
 	s.lease = true;
 	Copia__Shepherd__Spawn *list[] = { &s };
 	o->running = true;
-	if (shepherd_spawn(mn->node->shepherd, shepherd_link_call(mn->node->shepherd), list, 1,
-			   NULL, 0, &err) < 0) {
+	if (shepherd_spawn(n->shepherd, shepherd_link_call(n->shepherd), list, 1, NULL, 0, &err) <
+	    0) {
 		o->running = false;
-		o->start_at_ms = now + RESTART_MS;
+		o->start_at_ms = node_now_ms(n) + RESTART_MS;
 		log_warning("members", "resource %s: %s", r->name, err.msg);
 	}
 }
 
-static const Copia__Resource *ordered(const Copia__Orders *o, const struct own_resource *own)
+static bool is_ordered(const Copia__Orders *orders, uint64_t placed)
 {
-	for (size_t i = 0; i < o->n_resources; i++)
-		if (!strcmp(o->resources[i]->name, own->name) &&
-		    o->resources[i]->placed == own->placed)
-			return o->resources[i];
-	return NULL;
+	for (size_t i = 0; i < orders->n_resources; i++)
+		if (orders->resources[i]->placed == placed)
+			return true;
+	return false;
 }
 
-static void forget_own(struct members_node *mn, struct own_resource *o)
+/* What is still there, to the leader, who waits for the end of some. */
+static void tell_own(struct members_node *mn)
 {
-	HASH_DEL(mn->own, o);
-	free(o->name);
-	free(o);
+	Copia__OrdersDone d = COPIA__ORDERS_DONE__INIT;
+	_cleanup_(free_p) uint64_t *placed = xcalloc(HASH_COUNT(mn->own) + 1, sizeof(*placed));
+	struct own_resource *o, *next;
+	HASH_ITER(hh, mn->own, o, next)
+	placed[d.n_placed++] = o->placed;
+	d.placed = placed;
+	d.revision = mn->orders_revision;
+	if (members_is_leader(mn)) {
+		members_take_orders_done(mn, mn->node->number, &d);
+		return;
+	}
+	Copia__MembersMessage m = COPIA__MEMBERS_MESSAGE__INIT;
+	m.body_case = COPIA__MEMBERS_MESSAGE__BODY_ORDERS_DONE;
+	m.orders_done = &d;
+	if (mn->node->members->leader)
+		(void)members_send(mn, mn->node->members->leader, &m);
+}
+
+static void stop_own(struct members_node *mn, struct own_resource *o)
+{
+	if (!o->running) {
+		drop_own(mn, o);
+		return;
+	}
+	if (!o->stopping)
+		(void)shepherd_terminate(mn->node->shepherd, 0, &o->task, GRACE_MS);
+	o->stopping = true;
+}
+
+void members_end_own(struct members_node *mn)
+{
+	struct own_resource *o, *next;
+	HASH_ITER(hh, mn->own, o, next)
+	stop_own(mn, o);
+	mn->orders_revision = 0;
 }
 
 void members_take_orders(struct members_node *mn, const Copia__Orders *orders)
 {
 	struct own_resource *o, *next;
+	if (orders->revision < mn->orders_revision)
+		return;
+	mn->orders_revision = orders->revision;
 	HASH_ITER(hh, mn->own, o, next)
-	{
-		if (ordered(orders, o))
-			continue;
-		if (o->running)
-			(void)shepherd_terminate(mn->node->shepherd, 0, &o->task, 1000);
-		forget_own(mn, o);
-	}
+	if (!is_ordered(orders, o->placed))
+		stop_own(mn, o);
 	for (size_t i = 0; i < orders->n_resources && i < MEMBERS_RESOURCES_MAX; i++) {
 		const Copia__Resource *r = orders->resources[i];
-		HASH_FIND_STR(mn->own, r->name, o);
-		if (!o) {
-			o = xcalloc(1, sizeof(*o));
-			o->name = xstrdup(r->name);
-			o->placed = r->placed;
-			o->task = task_of(r);
-			HASH_ADD_KEYPTR(hh, mn->own, o->name, strlen(o->name), o);
-		}
-		start_resource(mn, o, r);
+		o = find_own(mn, r->placed);
+		if (!o)
+			o = add_own(mn, r->placed);
+		if (!o->running && node_now_ms(mn->node) >= o->start_at_ms &&
+		    lease_fits(mn, orders->term))
+			start_resource(mn, o, r);
 	}
+	tell_own(mn);
+}
+
+static void own_ended(struct members_node *mn, struct own_resource *o)
+{
+	o->running = false;
+	o->start_at_ms = node_now_ms(mn->node) + RESTART_MS;
+	if (o->stopping)
+		drop_own(mn, o);
+	tell_own(mn);
+}
+
+/* A brain started again: what the one before had started. */
+static void found_own(struct members_node *mn, const Copia__Shepherd__TaskState *t,
+		      const struct id *id, uint64_t placed)
+{
+	if (t->exit) {
+		(void)shepherd_release(mn->node->shepherd, id);
+		return;
+	}
+	struct own_resource *o = find_own(mn, placed);
+	if (!o)
+		o = add_own(mn, placed);
+	o->task = *id;
+	o->running = true;
 }
 
 bool members_task_event(struct members_node *mn, const Copia__Shepherd__Event *e)
 {
-	const ProtobufCBinaryData *task = NULL;
-	bool ended = false;
-	if (e->tell_case == COPIA__SHEPHERD__EVENT__TELL_SPAWNED) {
-		task = &e->spawned->task;
-		ended = e->spawned->code < 0;
-	} else if (e->tell_case == COPIA__SHEPHERD__EVENT__TELL_EXIT) {
-		task = &e->exit->task;
-		ended = true;
-	}
-	if (!task || task->len != ID_SIZE || memcmp(task->data, "resource", 8))
-		return false;
 	struct id id;
-	memcpy(id.at, task->data, ID_SIZE);
-	struct own_resource *o, *next;
-	HASH_ITER(hh, mn->own, o, next)
-	{
-		if (id_compare(&o->task, &id) || !ended)
-			continue;
-		o->running = false;
-		o->start_at_ms = node_now_ms(mn->node) + RESTART_MS;
+	uint64_t placed;
+	const ProtobufCBinaryData *task =
+	    e->tell_case == COPIA__SHEPHERD__EVENT__TELL_TASK      ? &e->task->task
+	    : e->tell_case == COPIA__SHEPHERD__EVENT__TELL_SPAWNED ? &e->spawned->task
+	    : e->tell_case == COPIA__SHEPHERD__EVENT__TELL_EXIT    ? &e->exit->task
+								   : NULL;
+	if (!task || !is_task(task, &id, &placed))
+		return false;
+	if (e->tell_case == COPIA__SHEPHERD__EVENT__TELL_TASK) {
+		found_own(mn, e->task, &id, placed);
+		return true;
 	}
-	if (ended && e->tell_case == COPIA__SHEPHERD__EVENT__TELL_EXIT)
+	bool exited = e->tell_case == COPIA__SHEPHERD__EVENT__TELL_EXIT;
+	if (exited)
 		(void)shepherd_release(mn->node->shepherd, &id);
+	else if (e->spawned->code < 0)
+		log_warning("members", "a resource does not start: %s", e->spawned->error);
+	struct own_resource *o = find_own(mn, placed);
+	if (o && o->running && !id_compare(&o->task, &id) && (exited || e->spawned->code < 0))
+		own_ended(mn, o);
 	return true;
 }

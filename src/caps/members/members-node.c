@@ -69,6 +69,7 @@ size_t members_addresses(const Copia__Node *n, union addr ret[PEERS_ADDRESS_MAX]
 /* ---------------------------------------------------------------- who may talk to us */
 
 static void push_to(struct members_node *mn, uint32_t to, uint64_t since);
+static void ask_controllers(struct members_node *mn);
 
 /* Do we know what the leader knows? Not after a start, nor when it was out of reach for a while. */
 static void judge_freshness(struct members_node *mn)
@@ -164,6 +165,7 @@ static void tell_agreement(struct members_node *mn)
 		if (st.role == AGREE_WAITING) {
 			log_info("members", "this node is no controller any more");
 			(void)agree_serve(mn->node->agree, false, &err);
+			ask_controllers(mn);
 		}
 	}
 }
@@ -228,11 +230,23 @@ static void ask_view(struct members_node *mn, uint32_t from)
 {
 	Copia__ViewAsk ask = COPIA__VIEW_ASK__INIT;
 	/* The story is not in the view that was saved for this start. */
-	ask.revision = mn->whole ? mn->node->members->revision : 0;
+	bool sure = mn->whole || mn->node->members == mn->node->from_log;
+	ask.revision = sure ? mn->node->members->revision : 0;
 	Copia__MembersMessage m = COPIA__MEMBERS_MESSAGE__INIT;
 	m.body_case = COPIA__MEMBERS_MESSAGE__BODY_ASK;
 	m.ask = &ask;
 	(void)members_send(mn, from, &m);
+}
+
+/* Whoever leads answers, and names itself. */
+static void ask_controllers(struct members_node *mn)
+{
+	const Copia__MembersState *s = mn->node->members->state;
+	for (size_t i = 0; i < s->n_nodes; i++)
+		if (s->nodes[i]->role != COPIA__NODE_ROLE__AGENT &&
+		    s->nodes[i]->number != mn->node->number &&
+		    peers_up(mn->node->peers, s->nodes[i]->number))
+			ask_view(mn, s->nodes[i]->number);
 }
 
 /* Where the others are, for the next start: without it a controller that restarts could not reach
@@ -262,12 +276,30 @@ static void save_view(struct members_node *mn)
 		mn->saved_revision = newest;
 }
 
+/* A controller that was replaced while it was away has a log that will never tell it so: nobody
+ * sends it entries any more. The leader's view does. */
+static bool was_replaced(const struct members_node *mn, const Copia__View *v)
+{
+	if (members_is_leader(mn) || v->revision <= mn->node->from_log->revision ||
+	    v->term < mn->node->members->term)
+		return false;
+	for (size_t i = 0; i < v->n_nodes; i++)
+		if (v->nodes[i]->number == mn->node->number)
+			return v->nodes[i]->role == COPIA__NODE_ROLE__AGENT;
+	return false;
+}
+
 static void take_view(struct members_node *mn, uint32_t from, const Copia__View *v)
 {
 	struct err err = { 0 };
 	node_choose_state(mn->node);
-	if (mn->node->members == mn->node->from_log)
-		return; /* the log tells us */
+	if (mn->node->members == mn->node->from_log) {
+		if (!was_replaced(mn, v))
+			return; /* the log tells us */
+		log_info("members", "this node was replaced as a controller while it was away");
+		(void)agree_serve(mn->node->agree, false, &err);
+		node_choose_state(mn->node);
+	}
 	int r = members_merge(mn->node->from_view, v, &err);
 	if (r == -ESTALE)
 		ask_view(mn, from);
@@ -408,7 +440,8 @@ void members_node_leader(struct members_node *mn, bool ready)
 		{
 			k->revision_sent = 0;
 			k->missed_count = 0;
-			k->orders_revision = 0;
+			k->idle = false;
+			k->left_us = 0;
 			k->grant_stop_asked = k->grant_stop_answered = false;
 			k->verdict_pending = false;
 		}
@@ -430,7 +463,7 @@ void members_node_session(struct members_node *mn, uint32_t number, bool up)
 {
 	struct known *k = members_known(mn, number);
 	k->revision_sent = 0;
-	k->orders_revision = 0;
+	k->idle = false;
 	const Copia__Node *n = members_find(mn->node->members, number);
 	if (up && n && n->role != COPIA__NODE_ROLE__AGENT && !members_is_controller(mn))
 		ask_view(mn, number);
@@ -504,13 +537,14 @@ static void on_keep_timer(uv_timer_t *t)
 	members_tell_peers(mn);
 	tell_update(mn);
 	members_keep(mn);
-	/* An agent that hears of no leader asks all controllers again. */
-	const Copia__MembersState *s = mn->node->members->state;
-	if (!members_is_controller(mn) && !mn->updated)
-		for (size_t i = 0; i < s->n_nodes; i++)
-			if (s->nodes[i]->role != COPIA__NODE_ROLE__AGENT &&
-			    peers_up(mn->node->peers, s->nodes[i]->number))
-				ask_view(mn, s->nodes[i]->number);
+	uint32_t leader = mn->node->members->leader;
+	if (members_is_controller(mn) && leader && leader != mn->node->number &&
+	    peers_up(mn->node->peers, leader))
+		ask_view(mn, leader); /* most often there is nothing that the log did not tell */
+	/* An agent that hears of no leader asks all controllers again: at its start, after it was a
+	 * controller itself, and when a message was lost. */
+	if (!members_is_controller(mn) && (!mn->updated || !leader))
+		ask_controllers(mn);
 }
 
 void members_node_entered(struct members_node *mn)
@@ -569,7 +603,8 @@ int members_node_new(struct members_node **ret, struct node *n, const char *name
 	mn->name = xstrdup(name && *name ? name : *host ? host : "node");
 	mn->facts = sysinfo_facts();
 	sysinfo_load_init(&mn->load, mn->facts->threads);
-	uv_timer_t *timers[] = { &mn->push_timer, &mn->load_timer, &mn->keep_timer };
+	uv_timer_t *timers[] = { &mn->push_timer, &mn->load_timer, &mn->keep_timer,
+				 &mn->lease_timer };
 	for (size_t i = 0; i < ARRAY_LEN(timers); i++) {
 		(void)uv_timer_init(n->loop, timers[i]);
 		timers[i]->data = mn;

@@ -261,6 +261,12 @@ static int verb_resource(struct node *n, struct call *c, const ProtobufCMessage 
 			 struct err *err)
 {
 	const Copia__ResourceRequest *q = (const Copia__ResourceRequest *)request;
+	if (!q->remove && call_uid(c) == 0 && n->settings.root && !n->members->state->root_tasks) {
+		log_warning("audit", "refused a resource of root");
+		return err_set(err, -EPERM,
+			       "tasks of root are not allowed in this cluster: copia set "
+			       "root-tasks on");
+	}
 	Copia__Resource r = COPIA__RESOURCE__INIT;
 	r.argv = q->argv;
 	r.n_argv = q->n_argv;
@@ -273,8 +279,8 @@ static int verb_resource(struct node *n, struct call *c, const ProtobufCMessage 
 	Copia__MembersCommand cmd = COPIA__MEMBERS_COMMAND__INIT;
 	cmd.body_case = COPIA__MEMBERS_COMMAND__BODY_RESOURCE;
 	cmd.resource = &rc;
-	return propose_for(n, c, &cmd, "resource %s was %s", q->name,
-			   q->remove ? "removed" : "made");
+	return propose_for(n, c, &cmd, "resource %s %s", q->name,
+			   q->remove ? "ends and is forgotten" : "was made");
 }
 
 /* ---------------------------------------------------------------- nodes */

@@ -7,6 +7,7 @@
 #include "caps/members/members-impl-node.h"
 
 #include "base/log.h"
+#include "cluster/liveness.h"
 
 #include <errno.h>
 #include <openssl/evp.h>
@@ -152,6 +153,23 @@ static uint64_t table_stamp(const struct members_node *mn)
 	return stamp | 1;
 }
 
+static void tell_leadership(struct members_node *mn);
+
+static void on_lease_timer(uv_timer_t *t)
+{
+	tell_leadership(t->data);
+}
+
+/* The shepherd grants only for as long as a quorum is known to hold, which is about the time of an
+ * election; heartbeats carry the grants, so it hears of the quorum as often as they go out. */
+static void keep_telling(struct members_node *mn)
+{
+	const struct liveness_profile *p = liveness_profile_find(mn->node->members->state->profile);
+	uint64_t every_ms = p ? p->interval_ms : 50;
+	if (uv_timer_get_repeat(&mn->lease_timer) != every_ms || !mn->told_leader)
+		(void)uv_timer_start(&mn->lease_timer, on_lease_timer, every_ms, every_ms);
+}
+
 /* Leases are granted only while somebody may need them: renewing them costs messages. */
 static void tell_leadership(struct members_node *mn)
 {
@@ -160,15 +178,17 @@ static void tell_leadership(struct members_node *mn)
 		if (mn->told_leader)
 			(void)shepherd_leader(mn->node->shepherd, 0, 0);
 		mn->told_leader = false;
+		(void)uv_timer_stop(&mn->lease_timer);
 		return;
 	}
+	keep_telling(mn);
+	mn->told_leader = true;
 	uint64_t until_ms = agree_lease_until_ms(mn->node->agree);
 	uint64_t mono_ms = uv_hrtime() / 1000000;
 	if (until_ms <= mono_ms)
 		return;
 	uint64_t until_us = shepherd_now_us() + (until_ms - mono_ms) * 1000;
 	(void)shepherd_leader(mn->node->shepherd, mn->node->members->term, until_us);
-	mn->told_leader = true;
 }
 
 void members_watch_update(struct members_node *mn)
