@@ -75,6 +75,10 @@ class Herd:
         if user is not None:
             for p in (self.folder, self.path):
                 os.chown(p, user, user)
+        copiad, brain = COPIAD, FAKE_BRAIN
+        if user is not None:  # the build folder may be closed to that user
+            copiad = shutil.copy(COPIAD, os.path.join(self.folder, "copiad"))
+            brain = shutil.copy(FAKE_BRAIN, os.path.join(self.folder, "fake-brain"))
         self.port = port or free_port(bind or "127.0.0.1")
         self.link = None
         self.buffer = b""
@@ -85,8 +89,8 @@ class Herd:
         self.auto_ack = True
         self.calls = 0
         self.log = open(os.path.join(self.folder, "log"), "ab")
-        command = [*wrap, COPIAD, "--state", self.state, "--run", os.path.join(self.folder, "run"),
-                   "--port", str(self.port), "--brain", FAKE_BRAIN, *args]
+        command = [*wrap, copiad, "--state", self.state, "--run", os.path.join(self.folder, "run"),
+                   "--port", str(self.port), "--brain", brain, *args]
         if bind:
             command += ["--bind", bind]
         extra = {"user": user, "group": user, "extra_groups": []} if user is not None else {}
