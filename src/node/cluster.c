@@ -142,9 +142,12 @@ static int open_peers(struct node *n, const struct identity *i, struct err *err)
 		.events = { on_peer_state, on_peer_drained, on_peer_join, n },
 	};
 	int r = peers_new(&n->peers, n->loop, &s, err);
-	if (r == 0)
-		r = peers_listen(n->peers, n->settings.port, err);
-	return r;
+	if (r < 0)
+		return err_wrap(err, r,
+				"%s/identity (node.key, node.crt or authority.crt is damaged or of "
+				"another node; put back the right file)",
+				n->settings.state_dir);
+	return peers_listen(n->peers, n->settings.port, err);
 }
 
 static enum raft_profile profile_of(const struct node *n)

@@ -32,6 +32,7 @@ struct control {
 	size_t handler_count;
 	struct conn *conns;
 	size_t conn_count;
+	uv_timer_t resume; /* takes up the connections that are marked `again` */
 	char scratch[64 * 1024];
 };
 
@@ -44,6 +45,8 @@ struct conn {
 	size_t queued; /* bytes handed to the loop and not yet taken by the client */
 	bool full;     /* some call was told that there is no room */
 	unsigned holds;
+	bool paused; /* not read: the client does not take what it is sent */
+	bool again;  /* frames that were received before a pause are still to be taken */
 	bool closing;
 	struct call *calls;
 	size_t call_count;
@@ -279,6 +282,8 @@ static void give_room(struct conn *n)
 	} while (c && !n->closing);
 }
 
+static void reading_set(struct conn *n);
+
 static void on_written(uv_write_t *req, int status)
 {
 	struct pending *p = req->data;
@@ -287,10 +292,15 @@ static void on_written(uv_write_t *req, int status)
 	free(p);
 	if (n->closing)
 		return;
-	if (status < 0)
+	if (status < 0) {
 		conn_close(n);
-	else
-		give_room(n);
+		return;
+	}
+	give_room(n);
+	if (n->paused && n->queued <= CONTROL_QUEUE_MAX / 2) {
+		n->paused = false;
+		reading_set(n);
+	}
 }
 
 static void conn_send(void *ctx, struct call *c, const Copia__ControlFrame *f)
@@ -321,6 +331,13 @@ static void conn_send(void *ctx, struct call *c, const Copia__ControlFrame *f)
 		n->queued -= p->len;
 		free(p);
 	}
+	/* Short replies ask nobody for room: whoever calls and never listens is not heard. Streams
+	 * do ask, and stay below this: their signals and input get through however slow they read.
+	 */
+	if (n->queued >= 2 * CONTROL_QUEUE_MAX && !n->paused) {
+		n->paused = true;
+		reading_set(n);
+	}
 	(void)c;
 }
 
@@ -341,16 +358,35 @@ static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
 	*buf = uv_buf_init(n->control->scratch, sizeof(n->control->scratch));
 }
 
+static bool is_read(const struct conn *n)
+{
+	return !n->closing && !n->paused && n->holds == 0;
+}
+
+static void on_resume(uv_timer_t *t);
+
+/* Read or not, as things are now. What was received before a pause is taken by the loop, not from
+ * within: the caller is some handler in the middle of its work. */
+static void reading_set(struct conn *n)
+{
+	if (n->closing)
+		return;
+	if (!is_read(n)) {
+		uv_read_stop((uv_stream_t *)&n->pipe);
+		return;
+	}
+	(void)uv_read_start((uv_stream_t *)&n->pipe, on_alloc, on_read);
+	if (n->in.len < 4)
+		return;
+	n->again = true;
+	(void)uv_timer_start(&n->control->resume, on_resume, 0, 0);
+}
+
 static void conn_hold(void *ctx, struct call *c, bool hold)
 {
 	struct conn *n = ctx;
 	n->holds += hold ? 1U : -1U;
-	if (n->closing)
-		return;
-	if (hold && n->holds == 1)
-		uv_read_stop((uv_stream_t *)&n->pipe);
-	else if (!hold && n->holds == 0)
-		uv_read_start((uv_stream_t *)&n->pipe, on_alloc, on_read);
+	reading_set(n);
 }
 
 static void conn_end(void *ctx, struct call *c)
@@ -405,7 +441,7 @@ static void take_frame(struct conn *n, const Copia__ControlFrame *f)
 static bool take_frames(struct conn *n)
 {
 	size_t at = 0;
-	while (!n->closing && n->holds == 0 && n->in.len - at >= 4) {
+	while (is_read(n) && n->in.len - at >= 4) {
 		const uint8_t *p = (const uint8_t *)n->in.at + at;
 		uint32_t size =
 		    p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
@@ -433,6 +469,20 @@ static void on_read(uv_stream_t *stream, ssize_t got, const uv_buf_t *buf)
 		conn_close(n);
 }
 
+static void on_resume(uv_timer_t *t)
+{
+	struct control *s = t->data;
+	struct conn *n;
+	/* Connections are taken out of the list by the loop only, so this may close some. */
+	DL_FOREACH(s->conns, n)
+	{
+		bool again = n->again;
+		n->again = false;
+		if (again && is_read(n) && !take_frames(n))
+			conn_close(n);
+	}
+}
+
 /* ---------------------------------------------------------------- the listening socket */
 
 static void learn_user(struct conn *n)
@@ -452,6 +502,22 @@ static void learn_user(struct conn *n)
 		(void)snprintf(n->who.user, sizeof(n->who.user), "%u", (unsigned)cred.uid);
 }
 
+/* Nobody but root and our own user may take so many connections that others get none. */
+static bool has_place(const struct conn *n)
+{
+	const struct control *s = n->control;
+	size_t same = 0;
+	const struct conn *other;
+	if (s->conn_count > CONTROL_CONNECTIONS_MAX)
+		return false;
+	if (n->who.privileged)
+		return true;
+	DL_FOREACH(s->conns, other)
+	same += other->who.uid == n->who.uid && !other->closing;
+	return same <= CONTROL_USER_CONNECTIONS_MAX &&
+	       s->conn_count <= CONTROL_CONNECTIONS_MAX - CONTROL_RESERVED;
+}
+
 static void on_connection(uv_stream_t *listener, int status)
 {
 	struct control *s = listener->data;
@@ -463,12 +529,13 @@ static void on_connection(uv_stream_t *listener, int status)
 	n->pipe.data = n;
 	DL_APPEND(s->conns, n);
 	s->conn_count++;
-	if (uv_accept(listener, (uv_stream_t *)&n->pipe) < 0 ||
-	    s->conn_count > CONTROL_CONNECTIONS_MAX) {
+	int r = uv_accept(listener, (uv_stream_t *)&n->pipe);
+	if (r == 0)
+		learn_user(n);
+	if (r < 0 || !has_place(n)) {
 		conn_close(n);
 		return;
 	}
-	learn_user(n);
 	(void)uv_read_start((uv_stream_t *)&n->pipe, on_alloc, on_read);
 }
 
@@ -481,6 +548,8 @@ int control_new(struct control **ret, struct node *node, struct err *err)
 	s->path = str_take(&path);
 	(void)uv_pipe_init(node->loop, &s->listener, 0);
 	s->listener.data = s;
+	(void)uv_timer_init(node->loop, &s->resume);
+	s->resume.data = s;
 	*ret = s;
 	return 0;
 }
@@ -514,5 +583,6 @@ void control_close(struct control *s)
 	DL_FOREACH_SAFE(s->conns, n, next)
 	conn_close(n);
 	/* The loop closes handles in the order asked: the listener, and so `s`, goes last. */
+	uv_close((uv_handle_t *)&s->resume, NULL);
 	uv_close((uv_handle_t *)&s->listener, on_listener_closed);
 }

@@ -25,6 +25,8 @@ enum {
 	CONTROL_FRAME_MAX = 1 << 20, /* bytes of one frame, both ways */
 	CONTROL_CALLS_MAX = 64,      /* open calls of one connection */
 	CONTROL_CONNECTIONS_MAX = 4096,
+	CONTROL_USER_CONNECTIONS_MAX = 2048, /* of one ordinary user */
+	CONTROL_RESERVED = 256,              /* of all, for root and the user that copiad runs as */
 	CONTROL_QUEUE_MAX = 4 << 20, /* bytes waiting for one client; beyond: call_room() is 0 */
 };
 
