@@ -59,6 +59,7 @@ install: all
 # The package lands one folder up, as Debian's tools have it.
 deb: deps
 	dpkg-buildpackage -us -uc -b
+	@ls ../copia_*.deb
 
 clean:
 	rm -rf $(BUILD) build-asan build-tsan build-fuzz
