@@ -302,11 +302,14 @@ static void rank_signal(struct site_rank *r, const Copia__LaunchSignal *s)
 	}
 	if (r->state != RANK_NONE || !deadly)
 		return;
-	/* Not started yet, and never will be. */
+	/* Not started yet, and never will be: no output of it has to be waited for. */
+	struct str why = { 0 };
+	str_printf(&why, "ended before it was started%s%s", s->why[0] ? ": " : "", s->why);
 	r->exit = xcalloc(1, sizeof(*r->exit));
 	copia__launch_rank_exit__init(r->exit);
 	r->exit->rank = r->rank;
-	r->exit->signal = s->signal;
+	r->exit->code = -ECANCELED;
+	r->exit->error = str_take(&why);
 	rank_ended(r);
 }
 
