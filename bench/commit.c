@@ -8,92 +8,21 @@
  * (which has no log); sessions are TLS 1.3. etcd is asked through its HTTP gateway over kept
  * connections without TLS, by a client without any library. Commands have 64 bytes. */
 #include "cluster.h"
+#include "disk.h"
 #include "etcd.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
 	ROUNDS = 10, /* what is compared is measured in turns, because other load comes and goes */
-	SYNCS = 50,  /* in a round */
 	SINGLE = 100,
 	MANY = 20000,
 	ETCD_SINGLE = 60,
 	ETCD_MANY = 4000,
 	BODY = 64,
 };
-
-static uint64_t now_us(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-}
-
-static int compare(const void *a, const void *b)
-{
-	const uint64_t *x = a, *y = b;
-	return *x < *y ? -1 : *x > *y;
-}
-
-static uint64_t median(uint64_t *all, size_t count)
-{
-	qsort(all, count, sizeof(*all), compare);
-	return all[count / 2];
-}
-
-/* ---- the disk ---- */
-
-/* p50 of 4 KiB and fdatasync, in microseconds: at the end of a growing file, or over blocks that
- * are there (no file system journal needed). */
-static uint64_t sync_us(bool grow, unsigned who)
-{
-	static char block[1 << 20];
-	uint64_t took[SYNCS];
-	char name[32];
-	(void)snprintf(name, sizeof(name), "sync-%u.tmp", who);
-	int fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd < 0 || (!grow && write(fd, block, SYNCS * 4096) != SYNCS * 4096) || fsync(fd) < 0)
-		abort();
-	for (unsigned i = 0; i < SYNCS; i++) {
-		uint64_t from = now_us();
-		if (pwrite(fd, block, 4096, (off_t)i * 4096) != 4096 || fdatasync(fd) < 0)
-			abort();
-		took[i] = now_us() - from;
-	}
-	close(fd);
-	unlink(name);
-	return median(took, SYNCS);
-}
-
-/* The same by three processes at once: what three members on one disk cannot beat. */
-static uint64_t three_sync_us(void)
-{
-	int fds[2];
-	uint64_t p50[3];
-	pid_t pids[3];
-	if (pipe2(fds, O_CLOEXEC) < 0)
-		abort();
-	for (unsigned i = 0; i < 3; i++) {
-		pids[i] = fork();
-		if (pids[i] == 0) {
-			uint64_t us = sync_us(false, i + 1);
-			_exit(write(fds[1], &us, sizeof(us)) != sizeof(us));
-		}
-	}
-	for (unsigned i = 0; i < 3; i++)
-		if (pids[i] < 0 || read(fds[0], &p50[i], sizeof(p50[i])) != sizeof(p50[i]) ||
-		    waitpid(pids[i], NULL, 0) < 0)
-			abort();
-	close(fds[0]);
-	close(fds[1]);
-	return median(p50, 3);
-}
 
 /* ---- Copia and etcd in turns ---- */
 
@@ -136,9 +65,9 @@ static void one_round(struct cluster *c, struct etcd *e, unsigned round, struct 
 {
 	unsigned leader = cluster_leader(c);
 	const unsigned nodes[] = { [LEADER] = leader, [FOLLOWER] = leader % 3 + 1, [AGENT] = 4 };
-	r->single[APPEND][round] = sync_us(true, 0);
-	r->single[OVER][round] = sync_us(false, 0);
-	r->single[THREE][round] = three_sync_us();
+	r->single[APPEND][round] = disk_sync_us(true, 0);
+	r->single[OVER][round] = disk_sync_us(false, 0);
+	r->single[THREE][round] = disk_three_sync_us();
 	for (unsigned s = LEADER; s <= AGENT; s++) {
 		struct figures f = load(c, nodes[s], SINGLE, 1);
 		r->single[s][round] = f.p50;
@@ -159,8 +88,8 @@ static void show_speed(struct results *r, bool with_etcd)
 	unsigned count = with_etcd ? SERIES : ETCD;
 	uint64_t single[SERIES], many[SERIES];
 	for (unsigned s = 0; s < count; s++) {
-		single[s] = median(r->single[s], ROUNDS);
-		many[s] = median(r->many[s], ROUNDS);
+		single[s] = bench_median(r->single[s], ROUNDS);
+		many[s] = bench_median(r->many[s], ROUNDS);
 	}
 	printf("median of %u rounds (least, most)         1 outstanding, p50 us   64 outstanding, "
 	       "commands/s\n",
@@ -215,17 +144,17 @@ static void copia_failover(enum raft_profile profile, const char *name, unsigned
 	for (unsigned i = 0; i < rounds; i++) {
 		unsigned leader = cluster_leader(&c), other = leader % 3 + 1;
 		cluster_settle(&c);
-		uint64_t from = now_us();
+		uint64_t from = bench_now_us();
 		cluster_kill(&c, leader);
 		cluster_say(&c, other, "propose %u 0", 1000 * (i + 1));
 		const char *line = cluster_expect(&c, other, "done ");
 		unsigned id, fate;
 		if (sscanf(line, "done %u %u", &id, &fate) != 2 || fate != 1)
 			abort();
-		took[i] = now_us() - from;
+		took[i] = bench_now_us() - from;
 		cluster_start(&c, leader, false);
 	}
-	uint64_t p50 = median(took, rounds);
+	uint64_t p50 = bench_median(took, rounds);
 	printf("copia, %s: leader killed -> next commit, %u rounds: min %.0f median %.0f max %.0f "
 	       "ms\n",
 	       name, rounds, (double)took[0] / 1e3, (double)p50 / 1e3,
@@ -239,7 +168,7 @@ static void etcd_failover(struct etcd *e, unsigned rounds)
 	uint64_t took[64];
 	for (unsigned i = 0; i < rounds; i++)
 		took[i] = etcd_kill_leader(e);
-	uint64_t p50 = median(took, rounds);
+	uint64_t p50 = bench_median(took, rounds);
 	printf("etcd, defaults: leader killed -> next commit, %u rounds: min %.0f median %.0f max "
 	       "%.0f ms\n",
 	       rounds, (double)took[0] / 1e3, (double)p50 / 1e3, (double)took[rounds - 1] / 1e3);

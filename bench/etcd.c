@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "etcd.h"
 
+#include "disk.h"
+
 #include "base/str.h"
 
 #include <arpa/inet.h>
@@ -14,7 +16,6 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { MEMBERS = 3, CONNECTIONS_MAX = 64 };
@@ -31,13 +32,6 @@ struct request {
 	uint64_t from_us;
 	struct str in;
 };
-
-static uint64_t now_us(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-}
 
 static void die(const char *what)
 {
@@ -242,17 +236,11 @@ void etcd_stop(struct etcd *e)
 	free(e);
 }
 
-static int compare(const void *a, const void *b)
-{
-	const uint64_t *x = a, *y = b;
-	return *x < *y ? -1 : *x > *y;
-}
-
 static void next(struct request *r, unsigned number, unsigned body)
 {
 	char *text = put_body(number, body);
 	r->busy = true;
-	r->from_us = now_us();
+	r->from_us = bench_now_us();
 	str_clear(&r->in);
 	send_post(r->fd, put_path, text);
 	free(text);
@@ -280,7 +268,7 @@ void etcd_load(struct etcd *e, unsigned count, unsigned outstanding, unsigned bo
 {
 	struct request all[CONNECTIONS_MAX] = { 0 };
 	struct pollfd polls[CONNECTIONS_MAX];
-	uint64_t *took = xcalloc(count, sizeof(*took)), from = now_us();
+	uint64_t *took = xcalloc(count, sizeof(*took)), from = bench_now_us();
 	unsigned sent = 0, done = 0;
 	for (unsigned i = 0; i < outstanding; i++) {
 		all[i].fd = connect_to(e, 0);
@@ -294,13 +282,13 @@ void etcd_load(struct etcd *e, unsigned count, unsigned outstanding, unsigned bo
 			die("no answer");
 		for (unsigned i = 0; i < outstanding; i++)
 			if (polls[i].revents && all[i].busy && take(&all[i])) {
-				took[done++] = now_us() - all[i].from_us;
+				took[done++] = bench_now_us() - all[i].from_us;
 				if (sent < count)
 					next(&all[i], sent++, body);
 			}
 	}
-	ret->total_us = now_us() - from;
-	qsort(took, count, sizeof(*took), compare);
+	ret->total_us = bench_now_us() - from;
+	qsort(took, count, sizeof(*took), bench_compare);
 	ret->count = count;
 	ret->p50 = took[count / 2];
 	ret->p90 = took[count * 9 / 10];
@@ -343,11 +331,11 @@ uint64_t etcd_kill_leader(struct etcd *e)
 	unsigned leader = find_leader(e), other = (leader + 1) % MEMBERS;
 	for (unsigned i = 0; i < MEMBERS; i++)
 		wait_ready(e, i);
-	uint64_t from = now_us();
+	uint64_t from = bench_now_us();
 	kill(e->pid[leader], SIGKILL);
 	(void)waitpid(e->pid[leader], NULL, 0);
 	wait_ready(e, other);
-	uint64_t took = now_us() - from;
+	uint64_t took = bench_now_us() - from;
 	start_member(e, leader, false);
 	wait_ready(e, leader);
 	return took;
