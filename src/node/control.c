@@ -502,6 +502,29 @@ static void learn_user(struct conn *n)
 		(void)snprintf(n->who.user, sizeof(n->who.user), "%u", (unsigned)cred.uid);
 }
 
+bool call_groups(const struct call *c, gid_t **ret, size_t *ret_count)
+{
+	if (c->sink != &conn_sink)
+		return false;
+	const struct conn *n = c->sink_ctx;
+	int fd;
+	if (uv_fileno((const uv_handle_t *)&n->pipe, &fd) < 0)
+		return false;
+	socklen_t len = 64 * sizeof(gid_t);
+	gid_t *groups = xmalloc(len);
+	while (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &len) < 0) {
+		/* ERANGE says in `len` how much is wanted. */
+		if (errno != ERANGE) {
+			free(groups);
+			return false;
+		}
+		groups = xrealloc(groups, len);
+	}
+	*ret = groups;
+	*ret_count = len / sizeof(gid_t);
+	return true;
+}
+
 /* Nobody but root and our own user may take so many connections that others get none. */
 static bool has_place(const struct conn *n)
 {

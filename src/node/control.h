@@ -45,6 +45,9 @@ gid_t call_gid(const struct call *c);
 pid_t call_pid(const struct call *c);        /* 0 when forwarded */
 bool call_privileged(const struct call *c);  /* root, or the user that the daemon runs as */
 const char *call_user(const struct call *c); /* name or number, never NULL */
+/* The supplementary groups that the asking process has, which may be fewer than its user's. false:
+ * not known, for the call came from another node. The caller frees *ret. */
+bool call_groups(const struct call *c, gid_t **ret, size_t *ret_count);
 struct node *call_node(const struct call *c);
 
 /* Send one reply or stream message; packs it at once. Never blocks; when the client is slow the

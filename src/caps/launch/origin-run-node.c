@@ -8,11 +8,8 @@
 
 #include <elf.h>
 #include <errno.h>
-#include <grp.h>
 #include <inttypes.h>
 #include <stdio.h>
-
-enum { GROUPS_MAX = 65536 };
 
 /* ---------------------------------------------------------------- who asks */
 
@@ -28,13 +25,15 @@ static void fill_user(const struct launch *l, const struct call *c, Copia__Launc
 	spec->n_groups = 0;
 	if (!l->node->settings.root)
 		return;
-	int count = 64;
-	gid_t *groups = xcalloc((size_t)count, sizeof(*groups));
-	while (getgrouplist(spec->user, spec->gid, groups, &count) < 0 && count <= GROUPS_MAX)
-		groups = xrealloc(groups, (size_t)count * sizeof(*groups));
+	/* Those of the asking process: it may have given some up, or been lent some. */
+	gid_t *groups = NULL;
+	size_t count = 0;
+	if (!call_groups(c, &groups, &count))
+		log_warning("launch", "the groups of user %s are not known; its tasks get none",
+			    spec->user);
 	static_assert(sizeof(gid_t) == sizeof(uint32_t), "groups are copied as they are");
 	spec->groups = groups;
-	spec->n_groups = (size_t)MAX(count, 0);
+	spec->n_groups = count;
 }
 
 static int check_root(const struct launch *l, const struct call *c, struct err *err)
@@ -132,6 +131,10 @@ static int place_job(struct origin_job *j, const Copia__RunRequest *rq, struct e
 	j->size = p.ranks;
 	if (r == 0 && j->spec->terminal && p.ranks != 1)
 		r = err_set(err, -EINVAL, "a terminal (-t) is for one node, not for %u", p.ranks);
+	unsigned long reader = strtoul(j->spec->stdin, NULL, 10); /* 0 for "all" and "none" */
+	if (r == 0 && reader >= j->size)
+		r = err_set(err, -EINVAL, "--stdin %lu: the last rank of this job is %u", reader,
+			    j->size - 1);
 	return r;
 }
 
