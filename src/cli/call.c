@@ -51,6 +51,26 @@ static int answer_ms(const struct cli *c)
 	return *own_ms > INT32_MAX - GRACE_MS ? -1 : (int)*own_ms + GRACE_MS;
 }
 
+/* A reply that many nodes had a part in names those that did not answer. */
+static void tell_silent(const struct cli *c, const ProtobufCMessage *reply)
+{
+	const ProtobufCFieldDescriptor *f =
+	    protobuf_c_message_descriptor_get_field_by_name(reply->descriptor, "silent");
+	if (!f || f->label != PROTOBUF_C_LABEL_REPEATED || f->type != PROTOBUF_C_TYPE_STRING)
+		return;
+	const uint8_t *at = (const uint8_t *)reply;
+	size_t count = *(const size_t *)(const void *)(at + f->quantifier_offset);
+	char *const *names = *(char *const *const *)(const void *)(at + f->offset);
+	_cleanup_(str_free) struct str text = { 0 };
+	for (size_t i = 0; i < count; i++) {
+		str_printf(&text, "%s", i ? ", " : "");
+		show_text(&text, names[i], true);
+	}
+	if (count)
+		(void)fprintf(stderr, "copia %s: no answer from %s\n", c->verb->words,
+			      str_text(&text));
+}
+
 int cli_show(const struct cli *c, const ProtobufCMessage *reply)
 {
 	_cleanup_(str_free) struct str out = { 0 };
@@ -62,7 +82,9 @@ int cli_show(const struct cli *c, const ProtobufCMessage *reply)
 		style.names = request_flag(c, "names");
 		show_reply(&out, c->verb, reply, &style);
 	}
-	return cli_print(&out);
+	int code = cli_print(&out);
+	tell_silent(c, reply);
+	return code;
 }
 
 /* ---------------------------------------------------------------- streams */
