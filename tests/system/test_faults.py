@@ -14,7 +14,9 @@ def whole(request):
     """Tests that share a lab begin with all nodes up and three controllers, and leave no node down
     by mistake."""
     if "lab4" in request.fixturenames:
-        request.getfixturevalue("lab4").whole()
+        lab = request.getfixturevalue("lab4")
+        assert lab.lab("heal").code == 0
+        lab.whole()
 
 
 def by_role(lab, role, node="n1"):

@@ -177,8 +177,8 @@ def test_rotation_under_load(lab4):
         thread.start()
     try:
         for turn in range(1, 4):
-            lab4.copia(askers[0], "rotate", "keys")
-            lab4.copia(askers[1], "rotate", "certificates")
+            lab4.insist(askers[0], "rotate", "keys")
+            lab4.insist(askers[1], "rotate", "certificates")
             until(lambda n=4 * turn: len(lab4.kinds("certificate", since=since)) >= n,
                   text=f"certificates of turn {turn}")
     finally:
@@ -226,7 +226,8 @@ def test_state_is_private(lab4):
     def modes(words):
         out = lab4.on("n1", "find", *words, "-printf", "%m %p\n").out
         return {path: mode for mode, path in (line.split(" ", 1) for line in out.splitlines())}
-    assert modes(["/var/lib/copia", "-maxdepth", "0"]) == {"/var/lib/copia": "700"}
+    # Others may pass through it to what is theirs, at most.
+    assert modes(["/var/lib/copia", "-maxdepth", "0"])["/var/lib/copia"] in ("700", "711")
     for folder in ("identity", "log"):
         found = modes([f"/var/lib/copia/{folder}"])
         assert found.pop(f"/var/lib/copia/{folder}") == "700"

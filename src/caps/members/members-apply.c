@@ -489,9 +489,13 @@ static int apply_certificate(const struct apply *a, const Copia__MembersCommand 
 		return 0;
 	touch(a, n);
 	bool first = n->fingerprint.len == 0;
-	free_bytes(&n->old_fingerprint);
-	n->old_fingerprint = n->fingerprint;
-	n->fingerprint = (ProtobufCBinaryData){ 0 };
+	/* One that never reached its node is not kept in the place of the one that the node has:
+	 * it would lock the node out. */
+	if (!same_bytes(&n->old_fingerprint, &c->held)) {
+		free_bytes(&n->old_fingerprint);
+		n->old_fingerprint = n->fingerprint;
+		n->fingerprint = (ProtobufCBinaryData){ 0 };
+	}
 	members_set_bytes(&n->fingerprint, &c->fingerprint);
 	if (c->serial >= a->m->state->next_serial)
 		a->m->state->next_serial = c->serial + 1;

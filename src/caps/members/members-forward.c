@@ -176,7 +176,11 @@ void members_take_call(struct members_node *mn, uint32_t from, const Copia__Forw
 	(void)snprintf(who.user, sizeof(who.user), "%s@%s", f->user,
 		       members_name(mn->node->members, from));
 	struct call *c = call_new(mn->node, &sink, r, &who, f->call);
-	if (!members_is_leader(mn))
+	if (!members_is_leader(mn) && !mn->node->members->leader)
+		call_finish(c, -EHOSTDOWN,
+			    "the cluster has no leader just now; too few controllers are up, or "
+			    "the network is cut: copia status");
+	else if (!members_is_leader(mn))
 		call_finish(c, -EAGAIN, "the leader changed; try again");
 	else
 		control_run(mn->node->control, c, f->verb,

@@ -11,6 +11,7 @@
 #include "caps/members/members-impl.h"
 #include "caps/members/members-node.h"
 #include "caps/members/members-plan.h"
+#include "io/pki.h"
 #include "io/shepherd-link.h"
 #include "io/sysinfo.h"
 #include "node/brain.h"
@@ -33,6 +34,11 @@ struct known {
 	bool verdict_pending;
 	bool goodbye_said, goodbye_due; /* it left: told so, and to be forgotten */
 	uint32_t rtt_us;
+	/* Certificates that sessions may have been told apart by: the two on record, and two that
+	 * were until a moment ago. */
+	struct pki_fingerprint welcome[4];
+	size_t welcome_count, on_record;
+	uint64_t superseded_ms;
 	bool idle;        /* leader: it was told that it has to do nothing */
 	uint64_t left_us; /* leader: first seen as left; 0: not */
 	UT_hash_handle hh;

@@ -543,13 +543,15 @@ static void on_certificate_recorded(void *ctx, int code, const char *text, struc
 }
 
 static void propose_certificate(struct members_node *mn, uint32_t number, const struct str *cert,
-				node_done *done, void *ctx)
+				const ProtobufCBinaryData *held, node_done *done, void *ctx)
 {
 	struct pki_cert read;
 	(void)pki_cert_read(pki_span(cert), &read, NULL);
 	Copia__CertificateCommand c = COPIA__CERTIFICATE_COMMAND__INIT;
 	c.number = number;
 	c.fingerprint = (ProtobufCBinaryData){ PKI_FINGERPRINT_SIZE, read.fingerprint.at };
+	if (held)
+		c.held = *held;
 	Copia__MembersCommand cmd = COPIA__MEMBERS_COMMAND__INIT;
 	cmd.body_case = COPIA__MEMBERS_COMMAND__BODY_CERTIFICATE;
 	cmd.certificate = &c;
@@ -579,7 +581,7 @@ static void on_number(void *ctx, int code, const char *text, struct span result)
 	if (r < 0)
 		admission_end(a, r, err.msg);
 	else
-		propose_certificate(a->mn, a->number, &a->cert, on_certificate_recorded, a);
+		propose_certificate(a->mn, a->number, &a->cert, NULL, on_certificate_recorded, a);
 }
 
 static void admit(struct members_node *mn, struct admission *a, const Copia__JoinRequest *q,
@@ -685,6 +687,9 @@ void members_ask_certificate(struct members_node *mn)
 	}
 	Copia__CertificateAsk ask = COPIA__CERTIFICATE_ASK__INIT;
 	ask.request = bytes_of(&csr);
+	struct pki_cert now;
+	if (pki_cert_read(pki_span(&mn->identity.cert), &now, &err) == 0)
+		ask.held = (ProtobufCBinaryData){ PKI_FINGERPRINT_SIZE, now.fingerprint.at };
 	Copia__MembersMessage m = COPIA__MEMBERS_MESSAGE__INIT;
 	m.body_case = COPIA__MEMBERS_MESSAGE__BODY_CERTIFICATE_ASK;
 	m.certificate_ask = &ask;
@@ -727,7 +732,7 @@ void members_take_certificate_ask(struct members_node *mn, uint32_t from,
 	if (r < 0)
 		renewal_end(w, r, err.msg);
 	else
-		propose_certificate(mn, from, &w->cert, on_renewed, w);
+		propose_certificate(mn, from, &w->cert, &a->held, on_renewed, w);
 }
 
 void members_take_certificate(struct members_node *mn, const Copia__CertificateGrant *g)

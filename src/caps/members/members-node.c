@@ -17,6 +17,7 @@ enum {
 	LOAD_EVERY_MS = 5000,
 	KEEP_EVERY_MS = 1000,
 	STALE_AFTER_MS = 10 * 1000, /* without the leader */
+	SUPERSEDED_MS = 5 * 1000,   /* certificates that were replaced */
 };
 
 /* ---------------------------------------------------------------- small tools */
@@ -103,6 +104,43 @@ static void say_goodbye(struct members_node *mn, const Copia__Node *n)
 	k->goodbye_due = true;
 }
 
+static bool is_welcome(const struct known *k, size_t count, const struct pki_fingerprint *f)
+{
+	for (size_t i = 0; i < count; i++)
+		if (pki_fingerprint_equal(&k->welcome[i], f))
+			return true;
+	return false;
+}
+
+/* A session ends when its certificate is not welcome any more. If that were at the moment when the
+ * next one is recorded, nodes that do not know the new one yet would refuse it, and could not be
+ * told, for the session that tells them is gone: so what was on record is welcome for a while. */
+static void judge_certificates(struct members_node *mn, struct known *k, const Copia__Node *n)
+{
+	struct pki_fingerprint now[ARRAY_LEN(k->welcome)];
+	size_t count = 0;
+	bool news = false;
+	uint64_t now_ms = node_now_ms(mn->node);
+	const ProtobufCBinaryData *prints[] = { &n->fingerprint, &n->old_fingerprint };
+	for (size_t i = 0; i < ARRAY_LEN(prints); i++)
+		if (prints[i]->len == PKI_FINGERPRINT_SIZE) {
+			memcpy(now[count].at, prints[i]->data, PKI_FINGERPRINT_SIZE);
+			news = news || !is_welcome(k, k->on_record, &now[count]);
+			count++;
+		}
+	if (news)
+		k->superseded_ms = now_ms;
+	struct known record = { .on_record = count };
+	memcpy(record.welcome, now, sizeof(now));
+	if (now_ms < k->superseded_ms + SUPERSEDED_MS)
+		for (size_t i = 0; i < k->welcome_count && count < ARRAY_LEN(now); i++)
+			if (!is_welcome(&record, record.on_record, &k->welcome[i]))
+				now[count++] = k->welcome[i];
+	memcpy(k->welcome, now, sizeof(now));
+	k->welcome_count = count;
+	k->on_record = record.on_record;
+}
+
 void members_tell_peers(struct members_node *mn)
 {
 	const Copia__MembersState *s = mn->node->members->state;
@@ -118,17 +156,12 @@ void members_tell_peers(struct members_node *mn)
 			continue;
 		}
 		union addr addresses[PEERS_ADDRESS_MAX];
-		struct pki_fingerprint allowed[2];
-		size_t allowed_count = 0;
-		const ProtobufCBinaryData *prints[] = { &n->fingerprint, &n->old_fingerprint };
-		for (size_t k = 0; k < ARRAY_LEN(prints); k++)
-			if (prints[k]->len == PKI_FINGERPRINT_SIZE)
-				memcpy(allowed[allowed_count++].at, prints[k]->data,
-				       PKI_FINGERPRINT_SIZE);
+		struct known *k = members_known(mn, n->number);
+		judge_certificates(mn, k, n);
 		struct peers_node p = { n->number, addresses, members_addresses(n, addresses),
-					allowed, allowed_count };
+					k->welcome, k->welcome_count };
 		/* A certificate that is not recorded yet is just being signed: nobody has it. */
-		if (allowed_count == 0)
+		if (k->on_record == 0)
 			continue;
 		/* What we know is old: the controllers may have new certificates since. Those of
 		 * the cluster's authority for their numbers are good enough to ask what is new. */
@@ -300,6 +333,10 @@ static void take_view(struct members_node *mn, uint32_t from, const Copia__View 
 		(void)agree_serve(mn->node->agree, false, &err);
 		node_choose_state(mn->node);
 	}
+	/* Only the leader itself can say that there is none in this term. */
+	if (!v->leader && v->term <= mn->node->from_view->term &&
+	    from != mn->node->from_view->leader)
+		return;
 	int r = members_merge(mn->node->from_view, v, &err);
 	if (r == -ESTALE)
 		ask_view(mn, from);
@@ -428,10 +465,22 @@ static void announce_leader(struct members_node *mn)
 	node_propose(mn->node, &cmd, NULL, NULL);
 }
 
+/* It leads no more: those who have no log hear it from nobody else while there is no other. */
+static void tell_end_of_lead(struct members_node *mn)
+{
+	const Copia__MembersState *s = mn->node->members->state;
+	for (size_t i = 0; i < s->n_nodes; i++)
+		if (s->nodes[i]->role != COPIA__NODE_ROLE__CONTROLLER &&
+		    peers_up(mn->node->peers, s->nodes[i]->number))
+			push_to(mn, s->nodes[i]->number, mn->node->members->revision);
+}
+
 void members_node_leader(struct members_node *mn, bool ready)
 {
 	bool was_ready = mn->ready;
 	mn->ready = ready;
+	if (was_ready && !ready)
+		tell_end_of_lead(mn);
 	members_forward_lost(mn, mn->node->members->leader);
 	if (ready && !was_ready) {
 		mn->led_since_us = shepherd_now_us();
@@ -467,6 +516,9 @@ void members_node_session(struct members_node *mn, uint32_t number, bool up)
 	const Copia__Node *n = members_find(mn->node->members, number);
 	if (up && n && n->role != COPIA__NODE_ROLE__AGENT && !members_is_controller(mn))
 		ask_view(mn, number);
+	/* The answer may have been lost with the session before. */
+	if (up && number == mn->node->members->leader && mn->pending_key.len)
+		members_ask_certificate(mn);
 	if (!up)
 		members_forward_lost(mn, number == mn->node->members->leader ? 0 : UINT32_MAX);
 }
@@ -541,9 +593,9 @@ static void on_keep_timer(uv_timer_t *t)
 	if (members_is_controller(mn) && leader && leader != mn->node->number &&
 	    peers_up(mn->node->peers, leader))
 		ask_view(mn, leader); /* most often there is nothing that the log did not tell */
-	/* An agent that hears of no leader asks all controllers again: at its start, after it was a
-	 * controller itself, and when a message was lost. */
-	if (!members_is_controller(mn) && (!mn->updated || !leader))
+	/* Who hears of no leader asks all controllers: at its start, after it was a controller
+	 * itself or was replaced as one, and when a message was lost. */
+	if (!leader || (!members_is_controller(mn) && !mn->updated))
 		ask_controllers(mn);
 }
 
