@@ -84,7 +84,8 @@ def begin(lab, node, text, *words):
 
 def rss_kib(lab, node, title):
     pid, = lab.pids(node, title)
-    return int(re.search(r"VmRSS:\s+(\d+)", lab.on(node, "cat", f"/proc/{pid}/status").out).group(1))
+    status = lab.on(node, "cat", f"/proc/{pid}/status").out
+    return int(re.search(r"VmRSS:\s+(\d+)", status).group(1))
 
 
 class Peace:
@@ -564,7 +565,8 @@ def test_full_disk_on_a_controller(fresh_lab):
     until(lambda: lab.works("n1"), text="commands through n1")
 
 
-@pytest.mark.xfail(strict=True, reason="a failed checkpoint is not tried again while commands are refused for it")
+@pytest.mark.xfail(strict=True,
+                   reason="a failed checkpoint is not tried again while commands are refused for it")
 def test_full_disk_of_the_only_controller(fresh_lab):
     """Nothing can be agreed on, and that is said; with space it goes on by itself."""
     lab = bare(fresh_lab)
@@ -587,7 +589,8 @@ def test_full_disk_of_the_only_controller(fresh_lab):
     assert lab.pids("n1", "copiad: brain") == brain
 
 
-@pytest.mark.xfail(strict=True, reason="the token is spent and the name taken before the disk is written")
+@pytest.mark.xfail(strict=True,
+                   reason="the token is spent and the name taken before the disk is written")
 def test_full_disk_on_a_newcomer(fresh_lab):
     """Joining fails with the file's name, leaves nothing half, and works with space."""
     lab = bare(fresh_lab, 2)
@@ -652,9 +655,10 @@ def shifted_daemon(lab, node, shim, seconds):
         assert "clock.so" in lab.on(node, "cat", f"/proc/{pid}/maps").out
 
 
-@pytest.mark.xfail(strict=True, reason="cluster time stands still under a leader whose clock is behind")
+@pytest.mark.xfail(strict=True,
+                   reason="cluster time stands still under a leader whose clock is behind")
 def test_clocks_an_hour_off(fresh_lab, tmp_path):
-    """One node an hour ahead, one an hour behind: joining, leading, tokens and leases are as ever."""
+    """One node an hour ahead, one behind: joining, leading, tokens and leases are as ever."""
     source, library = tmp_path / "clock.c", tmp_path / "clock.so"
     source.write_text(SHIM)
     done = call("cc", "-shared", "-fPIC", "-O1", "-o", library, source)
@@ -727,7 +731,8 @@ def test_udp_port_taken(fresh_lab):
     lab.start_daemon("n1")
 
 
-@pytest.mark.xfail(strict=True, reason="the token is spent and the name taken before the port is opened")
+@pytest.mark.xfail(strict=True,
+                   reason="the token is spent and the name taken before the port is opened")
 def test_tcp_port_taken_at_init_and_join(fresh_lab):
     """The verb says so and nothing is half done: with the port free it works."""
     lab = bare(fresh_lab, 2)

@@ -60,7 +60,8 @@ def test_lab_of_an_ordinary_user(home):
 def test_daemon_of_an_ordinary_user():
     """Own state folder, own port: a whole cluster of one, and doctor says what falls away."""
     with Lab(1, bare=True) as lab:
-        lab.on("n1", "sh", "-c", "install -d -o 65534 -g 65534 /tmp/home && cp /dev/null /tmp/log && "
+        lab.on("n1", "sh", "-c", "install -d -o 65534 -g 65534 /tmp/home && "
+               "cp /dev/null /tmp/log && "
                "chown 65534 /tmp/log")
         env = ["env", "-u", "XDG_STATE_HOME", "HOME=/tmp/home", "XDG_RUNTIME_DIR=/tmp/home"]
         me = NOBODY + env
