@@ -566,7 +566,7 @@ def test_full_disk_on_a_controller(fresh_lab):
 
 
 @pytest.mark.xfail(strict=True,
-                   reason="a failed checkpoint is not tried again while commands are refused for it")
+                   reason="a failed checkpoint is not tried again while commands are refused")
 def test_full_disk_of_the_only_controller(fresh_lab):
     """Nothing can be agreed on, and that is said; with space it goes on by itself."""
     lab = bare(fresh_lab)
