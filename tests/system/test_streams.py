@@ -305,6 +305,20 @@ def test_origin_lost(lab):
     again(lab, "n4")
 
 
+def test_shepherd_of_the_origin_killed(lab):
+    """The command says that its daemon is gone; no rank is left anywhere."""
+    with Running(lab, "n4", COPIA, "run", "--on", "n[2-4]", "sh", "-c", FAMILY) as job:
+        job.wait_lines(3)
+        lab.signal("n4", "copiad: shepherd")
+        for node in ("n2", "n3", "n4"):
+            until(lambda n=node: not lab.pids(n, "sleep 4321"), text=f"nothing is left on {node}")
+        job.signal("TERM")
+        job.signal("TERM")
+        job.signal("TERM")
+        assert job.end() in (125, 130) and job.text(), job
+    again(lab, "n4")
+
+
 # ---------------------------------------------------------------- cgroups
 
 
