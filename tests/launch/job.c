@@ -60,6 +60,26 @@ static void first_failure_decides(void **state)
 	assert_false(job_rank_ended(&j, 1, &e, "n2", 1700));
 }
 
+/* Goal: ranks that leave because another one died do not hide which one it was; but what dies of
+ * our own signals is no cause. */
+static void death_is_the_cause_of_aborts(void **state)
+{
+	(void)state;
+	_cleanup_(job_deinit) struct job j = job_make(3, (struct job_settings){ 0 });
+	job_abort(&j, 1, "rank 0 on n1: called MPI_Abort with code 1", 1100);
+	end(&j, 1, 1, 0, 1110);
+	end(&j, 2, 0, SIGKILL, 1120);
+	assert_int_equal(j.code, 128 + SIGKILL);
+	assert_string_equal(j.why, "rank 2 on n2: killed by signal 9 (Killed)");
+
+	_cleanup_(job_deinit) struct job k = job_make(3, (struct job_settings){ 0 });
+	end(&k, 1, 3, 0, 1100);
+	struct job_end e = { .signal = SIGTERM, .why = "the job ends" };
+	job_rank_ended(&k, 2, &e, "n2", 1110);
+	end(&k, 0, 0, SIGSEGV, 1100 + JOB_TELL_MS + 1);
+	assert_int_equal(k.code, 3);
+}
+
 static void keep_going_goes_on(void **state)
 {
 	(void)state;
@@ -286,6 +306,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(good_job_ends_with_0),
 		cmocka_unit_test(first_failure_decides),
+		cmocka_unit_test(death_is_the_cause_of_aborts),
 		cmocka_unit_test(keep_going_goes_on),
 		cmocka_unit_test(timeout_gives_124),
 		cmocka_unit_test(interrupts_escalate),

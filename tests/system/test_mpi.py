@@ -20,7 +20,6 @@ SLOW = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 int main(int argc, char **argv)
@@ -39,14 +38,6 @@ int main(int argc, char **argv)
 			MPI_Bcast(&on, 1, MPI_INT, 0, MPI_COMM_WORLD);
 			usleep(1000);
 		}
-	/* The others are in MPI_Finalize already. */
-	volatile unsigned long work = 0;
-	if (!strcmp(argv[1], "compute") && rank == size - 1)
-		for (time_t end = time(NULL) + (time_t)seconds; time(NULL) < end;)
-			for (int i = 0; i < 1000000; i++)
-				work++;
-	if (!strcmp(argv[1], "sleep") && rank == size - 1)
-		sleep((unsigned)seconds);
 	printf("rank %d/%d worked\n", rank, size);
 	fflush(stdout);
 	MPI_Finalize();
@@ -56,6 +47,32 @@ int main(int argc, char **argv)
 		printf("rank %d/%d after\n", rank, size);
 	return 0;
 }
+"""
+
+# Ranks of a library whose MPI_Finalize begins with PMI's barrier: the last rank comes later, because
+# it computes or sleeps. (MPICH's own ranks come to that barrier only when all are in MPI_Finalize.)
+LATE = r"""#!/usr/bin/python3
+import os, socket, sys, time
+rank, size = int(os.environ["PMI_RANK"]), int(os.environ["PMI_SIZE"])
+server = socket.socket(fileno=int(os.environ["PMI_FD"])).makefile("rw", newline="\n")
+def ask(what):
+    server.write(f"cmd={what}\n")
+    server.flush()
+    return server.readline()
+ask("init pmi_version=1 pmi_subversion=1")
+name = ask("get_my_kvsname").split("kvsname=")[1].strip()
+ask(f"put kvsname={name} key=k{rank} value={rank}")
+ask("barrier_in")
+print(f"rank {rank}/{size} begins {os.getpid()}", flush=True)
+end = time.monotonic() + float(sys.argv[2])
+if rank == size - 1 and sys.argv[1] == "compute":
+    while time.monotonic() < end:
+        sum(range(100000))
+if rank == size - 1 and sys.argv[1] == "sleep":
+    time.sleep(float(sys.argv[2]))
+print(f"rank {rank}/{size} worked", flush=True)
+ask("barrier_in")
+ask("finalize")
 """
 
 HUNG = re.compile(r"copia run: \d+ ranks hung in MPI_Finalize \(a known fault of UCX over TCP\) and "
@@ -147,8 +164,7 @@ def test_abort_gives_its_code(lab4, mpi):
     result = run(lab4, "-n", 4, "--per-node", 1, mpi.meet, "abort")
     assert result.code == 7, result
     # Open MPI's rank may have exited before its word has come to the origin.
-    assert re.search(r"copia run: rank 3 on n\d: (called MPI_Abort with|exit) code 7$", result.err,
-                     re.M), result
+    assert re.search(r"copia run: rank 3 on n\d: (called MPI_Abort with|exit) code 7", result.err), result
     assert result.seconds < 10, result
 
 
@@ -165,7 +181,7 @@ def test_ranks_that_run_alone_are_told(lab4, mpi):
 def test_hang_in_finalize_is_told(lab4, mpich):
     """MPICH's own fault is met in most runs; then the job ends with its result and one line."""
     hung = 0
-    for _ in range(6):
+    for _ in range(3):
         result = run(lab4, "-n", 4, "--per-node", 1, mpich.meet)
         met(result, 4, 4)
         if result.hung:
@@ -174,22 +190,35 @@ def test_hang_in_finalize_is_told(lab4, mpich):
             assert result.err.count("\n") == 1, result
         else:
             assert result.seconds < 5, (result, result.seconds)
-    print(f"{hung} of 6 runs hung")
+    print(f"{hung} of 3 runs hung")
 
 
-def test_rank_that_computes_is_waited_for(lab4, mpich):
-    result = run(lab4, "-n", 4, "--per-node", 1, mpich.slow, "compute", 14)
-    assert result.code == 0 and result.other == "", result
+@pytest.fixture(scope="module")
+def late():
+    PROGRAMS.mkdir(exist_ok=True)
+    path = PROGRAMS / "late.py"
+    path.write_text(LATE)
+    path.chmod(0o755)
+    return path
+
+
+FOUR = ("-n", 4, "--per-node", 1, "--mpi", "pmi1")
+
+
+def test_rank_that_computes_is_waited_for(lab4, late):
+    result = run(lab4, *FOUR, late, "compute", 14)
+    assert result.code == 0 and result.err == "", result
     assert result.out.count("worked") == 4 and result.seconds > 13, (result, result.seconds)
 
 
-def test_rank_that_sleeps_is_waited_for(lab4, mpich):
+def test_rank_that_sleeps_is_waited_for(lab4, late):
     """It is in the C library all the time, which proves nothing; the user is told how it is."""
-    result = run(lab4, "-n", 4, "--per-node", 1, mpich.slow, "sleep", 14)
+    result = run(lab4, *FOUR, late, "sleep", 14)
     assert result.code == 0, result
     assert result.out.count("worked") == 4 and result.seconds > 13, (result, result.seconds)
-    assert re.search(r"wait in MPI_Finalize since 10 s; rank 3 on n\d did not arrive there, and "
-                     r"sleep", result.other), result
+    assert re.search(r"ranks 0, 1, 2 wait in MPI_Finalize since 10 s; rank 3 on n\d did not arrive "
+                     r"there, and sleep", result.err), result
+    assert result.err.count("\n") == 1, result
 
 
 def test_work_behind_finalize_is_waited_for(lab4, mpich):
@@ -198,12 +227,11 @@ def test_work_behind_finalize_is_waited_for(lab4, mpich):
     assert result.out.count("after") == 2 and result.seconds > 12, (result, result.seconds)
 
 
-def test_given_time_for_finalize_holds(lab4, mpich):
-    result = run(lab4, "-n", 4, "--per-node", 1, "--finalize-timeout", "2s", mpich.slow, "compute",
-                 50)
+def test_given_time_for_finalize_holds(lab4, late):
+    result = run(lab4, *FOUR, "--finalize-timeout", "2s", late, "compute", 50)
     assert result.code == 124 and result.seconds < 6, (result, result.seconds)
     assert "rank 3 still computed when --finalize-timeout was over" in result.err, result
-    result = run(lab4, "-n", 4, "--per-node", 1, "--finalize-timeout", "2s", mpich.slow, "sleep", 50)
+    result = run(lab4, *FOUR, "--finalize-timeout", "2s", late, "sleep", 50)
     assert result.code == 0 and result.seconds < 6, (result, result.seconds)
     assert "ended 2 s after the first waited in MPI_Finalize" in result.err, result
 
@@ -244,7 +272,7 @@ def test_killed_rank_ends_the_job(lab4, mpi):
     lab4.on(row["node"], "kill", "-KILL", row["id"].rsplit(":", 1)[1])
     code, _, err = finished(job)
     assert code == 137 and time.monotonic() - at < 2, (code, err, time.monotonic() - at)
-    lines = [line for line in err.splitlines() if line.startswith("copia run:")]
+    lines = [line for line in HUNG.sub("", err).splitlines() if line.startswith("copia run:")]
     assert lines == [f"copia run: rank 2 on {row['node']}: killed by signal 9 (Killed)"], err
 
 
@@ -257,7 +285,7 @@ def test_brain_dies_in_the_loop(lab4, mpi):
 
 def test_brain_dies_in_init(lab4, mpi):
     """Either the job meets, or it ends with an error; it does not hang."""
-    for delay in (0.02, 0.1, 0.3):
+    for delay in (0.05, 0.3):
         job = subprocess.Popen(
             lab4.argv("n1", world.COPIA, "run", "-n", "4", "--per-node", "1", mpi.slow, "loop", "1"),
             text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -275,8 +303,8 @@ def many_networks(lab4):
     """20 more interfaces on two nodes, with the same addresses on both, and a default route that
     leads nowhere."""
     nodes, extra = ("n2", "n3"), 20
-    script = "".join(f"ip link add extra{i} type dummy && ip addr add 172.31.{i}.1/24 dev extra{i} "
-                     f"&& ip link set extra{i} up;" for i in range(extra))
+    script = "".join(f"ip link add extra{i} type veth peer name far{i} && ip addr add 172.31.{i}.1/24 dev extra{i} "
+                     f"&& ip link set far{i} up && ip link set extra{i} up;" for i in range(extra))
     script += "ip route replace default via 172.31.0.254 dev extra0"
     undo = "".join(f"ip link del extra{i};" for i in range(extra))
     routes = {node: lab4.on(node, "ip", "route", "show", "default").out.strip() for node in nodes}
@@ -319,7 +347,7 @@ def test_firewall_between_nodes_is_told(firewall, mpi):
                      r"\d+-\d+, or skip this check with --no-check", result.err), result
     assert result.err.count("\n") == 1, result
     # The others are not concerned, and a check that went well is remembered.
-    met(run(lab, "-n", 2, "--on", "n1,n4", mpi.meet), 2, 2)
+    met(run(lab, "-n", 2, "--per-node", 1, "--on", "n1,n4", mpi.meet), 2, 2)
     # Without MPI nothing is tried.
     assert run(lab, "-n", 4, "--per-node", 1, "true").code == 0
     # Who does not want the check gets what MPI makes of it, for as long as he likes.

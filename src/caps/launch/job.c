@@ -105,6 +105,15 @@ void job_fail(struct job *j, int code, const char *why, uint64_t now_ms)
 	to_term(j, JOB_GRACE_MS, now_ms);
 }
 
+void job_abort(struct job *j, int code, const char *why, uint64_t now_ms)
+{
+	bool first = !j->code && j->phase == JOB_RUNNING;
+	job_fail(j, code, why, now_ms);
+	j->weak |= first;
+	if (first)
+		j->cause_ms = now_ms;
+}
+
 /* ---------------------------------------------------------------- MPI_Finalize */
 
 /* After PMI's finalize a program may work on for as long as it likes. */
@@ -255,7 +264,16 @@ bool job_rank_ended(struct job *j, uint32_t rank, const struct job_end *end, con
 			(void)snprintf(line, sizeof(line), "%s: %s", where, what);
 		else
 			(void)snprintf(line, sizeof(line), "rank %u on %s: %s", rank, where, what);
-		if (j->phase == JOB_RUNNING)
+		/* What we signal has a reason; what dies without one died by itself. */
+		bool died = end->signal && !given(end->why) && !end->lost;
+		if (j->phase == JOB_RUNNING && !j->code) {
+			j->weak = !died && !end->code && !end->lost && !j->settings.keep_going;
+			j->cause_ms = now_ms;
+		} else if (j->weak && died && now_ms - j->cause_ms <= JOB_TELL_MS) {
+			j->weak = false;
+			j->code = 0;
+		}
+		if (j->phase == JOB_RUNNING || !j->code)
 			cause(j, code, line);
 		if (!j->settings.keep_going)
 			to_term(j, JOB_GRACE_MS, now_ms);

@@ -19,8 +19,9 @@ enum {
 	JOB_CODE_NOT_EXECUTABLE = 126,
 	JOB_CODE_NOT_FOUND = 127,
 	JOB_NEVER = -1,
-	JOB_LOOKS = 8,                    /* looks at ranks within the time for MPI_Finalize… */
-	JOB_LOOKS_LEAST = 5,              /* …of which so many must have found a rank in MPI */
+	JOB_TELL_MS = 100,   /* so long another cause may be found behind one that is weak */
+	JOB_LOOKS = 8,       /* looks at ranks within the time for MPI_Finalize… */
+	JOB_LOOKS_LEAST = 5, /* …of which so many must have found a rank in MPI */
 	JOB_LOOK_WAIT_MAX_MS = 30 * 1000, /* between looks at ranks that compute */
 	JOB_SETTLE_MS = 1000,             /* after the last news, before an end that is forced */
 };
@@ -69,6 +70,10 @@ struct job {
 	enum job_phase phase;
 	int code;
 	char why[400]; /* one line for the user; "" while all is well */
+	/* A rank left by itself. It may have done so because its MPI saw another rank die, of which
+	 * we are told a moment later: that one's signal is the cause then. */
+	bool weak;
+	uint64_t cause_ms;
 	uint64_t started_ms;
 	uint64_t kill_at_ms; /* in TERM: when KILL follows; 0: not by itself */
 
@@ -108,6 +113,8 @@ bool job_rank_ended(struct job *j, uint32_t rank, const struct job_end *end, con
 uint32_t job_interrupt(struct job *j, int signal, uint64_t now_ms);
 /* End the job for a cause of its own: MPI_Abort, a site that failed… `code` is an exit code. */
 void job_fail(struct job *j, int code, const char *why, uint64_t now_ms);
+/* A rank called MPI_Abort. */
+void job_abort(struct job *j, int code, const char *why, uint64_t now_ms);
 /* What the ranks' MPI did: set and clear JOB_RANK_* flags. */
 void job_mpi(struct job *j, uint32_t rank, unsigned set, unsigned clear, uint64_t now_ms);
 /* A rank was looked at, because of orders.look. */

@@ -135,6 +135,7 @@ struct site_rank {
 	bool in_closing; /* CloseStdin was sent */
 	bool hung;       /* its end is the deadline's */
 	char *why;       /* why we signalled it; owned */
+	int why_signal;  /* and how, last */
 	Copia__LaunchRankExit *exit;
 	struct site_terminal *terminal;
 	UT_hash_handle hh; /* by task */

@@ -101,6 +101,11 @@ static void tell_ending(struct origin_job *j)
 	bool ends = j->job.phase == JOB_TERM || j->job.phase == JOB_KILL;
 	if (j->ending_told || !ends || !j->job.code)
 		return;
+	uint64_t tell_ms = j->job.cause_ms + JOB_TELL_MS;
+	if (j->job.weak && launch_now_ms(j->l) < tell_ms) {
+		launch_wake_at(j->l, tell_ms);
+		return;
+	}
 	j->ending_told = true;
 	Copia__RunEnding e = COPIA__RUN_ENDING__INIT;
 	e.code = j->job.code;
@@ -385,7 +390,7 @@ static void on_wireup(struct origin_job *j, const Copia__LaunchWireup *w)
 	if (w->event == COPIA__LAUNCH_WIREUP_EVENT__LAUNCH_WIREUP_NOTE)
 		origin_note(j, "%s", w->text);
 	else if (w->event == COPIA__LAUNCH_WIREUP_EVENT__LAUNCH_WIREUP_ABORTED)
-		job_fail(&j->job, w->code > 0 && w->code < 256 ? w->code : 1, line, now);
+		job_abort(&j->job, w->code > 0 && w->code < 256 ? w->code : 1, line, now);
 	else
 		job_fail(&j->job, JOB_CODE_COPIA, line, now);
 }

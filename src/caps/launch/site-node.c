@@ -296,6 +296,8 @@ static void rank_signal(struct site_rank *r, const Copia__LaunchSignal *s)
 	r->hung |= s->hung;
 	if (deadly && s->why[0] && !r->why)
 		r->why = xstrdup(s->why);
+	if (deadly)
+		r->why_signal = s->signal;
 	if (r->state == RANK_RUNNING || r->state == RANK_SPAWNING) {
 		(void)shepherd_kill(r->job->l->node->shepherd, 0, &r->task, s->signal);
 		return;
@@ -385,7 +387,9 @@ static void fill_exit(struct site_rank *r, const Copia__Shepherd__TaskExit *e)
 	x->system_us = e->system_us;
 	x->max_rss_bytes = e->max_rss_bytes;
 	x->hung = r->hung;
-	const char *why = e->out_of_memory ? "out of memory" : r->why ? r->why : e->why;
+	/* Killed by another signal than ours: it was dead before ours came. */
+	bool ours = !e->signal || e->signal == r->why_signal || e->signal == SIGTERM;
+	const char *why = e->out_of_memory ? "out of memory" : r->why && ours ? r->why : e->why;
 	if (why && why[0] && strcmp(why, "asked") != 0)
 		x->why = xstrdup(why);
 	if (r->exit)
