@@ -12,7 +12,8 @@
 
 enum {
 	PERIOD_NS = 1000 * 1000,
-	RING_PAGES = 4, /* holds more than FINALIZE_LOOK_MS of samples */
+	RING_PAGES =
+	    1, /* holds FINALIZE_LOOK_MS of samples; ordinary users may lock little memory */
 	SAMPLES_MAX = 4096,
 	MAPS_MAX = 8192,
 };

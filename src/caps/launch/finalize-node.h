@@ -11,8 +11,8 @@
 #include <sys/types.h>
 
 enum {
-	FINALIZE_LOOK_MS = 200, /* between begin and end of a look */
-	FINALIZE_THREADS_MAX = 128,
+	FINALIZE_LOOK_MS = 200,     /* between begin and end of a look */
+	FINALIZE_THREADS_MAX = 256, /* of all processes of a look */
 	FINALIZE_LIBRARY = 64,
 };
 
