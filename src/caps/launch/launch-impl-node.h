@@ -261,6 +261,7 @@ void stage_data(struct launch *l, uint32_t from, struct span body);
 void stage_from_command(struct launch *l, const Copia__FileData *d);
 void stage_session(struct launch *l, uint32_t node, bool up);
 void stage_drained(struct launch *l, uint32_t node);
+void stage_job_ended(struct launch *l, const struct id *job); /* at its origin */
 
 /* ---------------------------------------------------------------- wire-node.c */
 

@@ -579,7 +579,10 @@ static void finish(struct origin_job *j)
 	m.end = &end;
 	if (j->started)
 		all_sites(j, &m);
+	struct launch *l = j->l;
+	struct id id = j->id;
 	origin_free(j);
+	stage_job_ended(l, &id);
 }
 
 void origin_step(struct origin_job *j)

@@ -603,6 +603,24 @@ void stage_session(struct launch *l, uint32_t node, bool up)
 	}
 }
 
+/* What only this job's command could send comes no more: whoever wants it later asks anew. */
+void stage_job_ended(struct launch *l, const struct id *job)
+{
+	struct entry *e, *next;
+	bool found;
+	do { /* from the start again: a failure may free other entries */
+		found = false;
+		HASH_ITER(hh, l->stager->entries, e, next)
+		{
+			found = !e->whole && !e->dead && !parent_of(e) && !id_compare(&e->job, job);
+			if (found)
+				break;
+		}
+		if (found)
+			entry_fail(e, -ENOLINK, "the command that has the file has gone");
+	} while (found);
+}
+
 void stage_drained(struct launch *l, uint32_t node)
 {
 	struct entry *e, *next;
