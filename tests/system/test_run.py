@@ -104,7 +104,7 @@ def test_label(lab):
 
 
 def test_output_folder(lab, shared):
-    result = run(lab, "--on", "all", "--output", shared / "new", "sh", "-c",
+    result = run(lab, "--on", "n[1-4]", "--output", shared / "new", "sh", "-c",
                  "hostname; echo wrong $COPIA_RANK >&2")
     assert (result.code, result.out, result.err) == (0, "", "")
     for rank, node in enumerate(ALL):
@@ -140,7 +140,8 @@ def test_several_programs(lab, shared):
     programs = shared / "programs"
     programs.write_text("# a comment\n0: sh -c 'echo boss $COPIA_SIZE'\n"
                         "2,3: echo \"two words\"\n1: hostname\n")
-    result = run(lab, "--file", programs, "--label", "--per-node", "1")
+    result = run(lab, "--file", programs, "--label", "--on", "n[1-4]",
+                 "--per-node", "1")
     assert sorted(result.out.splitlines()) == \
         ["[0] boss 4", "[1] n2", "[2] two words", "[3] two words"], result
     programs.write_text("0: true\n*: hostname\n")
@@ -175,14 +176,14 @@ def test_interpreter_is_missing(lab, shared):
 
 
 def test_timeout(lab):
-    fails(run(lab, "--on", "all", "--timeout", "200ms", "sleep", "1000"), 124, "time is over")
+    fails(run(lab, "--on", "n[1-4]", "--timeout", "200ms", "sleep", "1000"), 124, "time is over")
     assert not lab.pids("n2", "sleep 1000")
 
 
 def test_first_failure_counts_and_ends_the_job(lab, shared):
     """The others are ended, at the latest by KILL; one line says which rank, where and why."""
     begin = time.monotonic()
-    result = run(lab, "--on", "all", "sh", "-c",
+    result = run(lab, "--on", "n[1-4]", "sh", "-c",
                  f"trap '' TERM; echo x >> {shared}/$COPIA_RANK; "
                  f"if [ $COPIA_RANK = 2 ]; then until [ -s {shared}/0 -a -s {shared}/1 "
                  f"-a -s {shared}/3 ]; do sleep 0.02; done; exit 7; fi; sleep 1001")
@@ -192,7 +193,7 @@ def test_first_failure_counts_and_ends_the_job(lab, shared):
 
 
 def test_keep_going(lab):
-    result = run(lab, "--on", "all", "--keep-going", "sh", "-c",
+    result = run(lab, "--on", "n[1-4]", "--keep-going", "sh", "-c",
                  "[ $COPIA_RANK = 1 ] && exit 9; hostname")
     assert result.code == 9 and sorted(result.out.split()) == ["n1", "n3", "n4"], result
     assert "rank 1 on n2: exit code 9" in result.err
