@@ -184,12 +184,11 @@ static int open_port(int family, uint16_t port, int *ret_fd)
 	return 0;
 }
 
-int peers_listen(struct peers *p, uint16_t port, struct err *err)
+static int open_any_port(uint16_t port, int *ret_fd, struct err *err)
 {
-	assert(p->listen_fd < 0 && !p->closing);
-	int r = open_port(AF_INET6, port, &p->listen_fd);
+	int r = open_port(AF_INET6, port, ret_fd);
 	if (r == -EAFNOSUPPORT || r == -EADDRNOTAVAIL || r == -EPROTONOSUPPORT)
-		r = open_port(AF_INET, port, &p->listen_fd); /* a machine without IPv6 */
+		r = open_port(AF_INET, port, ret_fd); /* a machine without IPv6 */
 	if (r == -EADDRINUSE)
 		return err_set(err, r,
 			       "port %u is taken by another program: stop it ('ss -ltnp' shows it) "
@@ -197,6 +196,23 @@ int peers_listen(struct peers *p, uint16_t port, struct err *err)
 			       port);
 	if (r < 0)
 		return err_set(err, r, "listen on port %u: %s", port, strerror(-r));
+	return 0;
+}
+
+int peers_port_check(uint16_t port, struct err *err)
+{
+	int fd = -1, r = open_any_port(port, &fd, err);
+	if (r == 0)
+		(void)close(fd);
+	return r;
+}
+
+int peers_listen(struct peers *p, uint16_t port, struct err *err)
+{
+	assert(p->listen_fd < 0 && !p->closing);
+	int r = open_any_port(port, &p->listen_fd, err);
+	if (r < 0)
+		return r;
 
 	struct sockaddr_storage own = { 0 };
 	socklen_t len = sizeof(own);

@@ -94,6 +94,8 @@ void peers_close(struct peers *p, void (*done)(void *ctx), void *ctx);
 
 /* Listen on `port` (0: any) of all addresses, IPv6 and IPv4. Errors: -EADDRINUSE, -EACCES… */
 int peers_listen(struct peers *p, uint16_t port, struct err *err);
+/* Could peers_listen() do it now? Nothing stays open. */
+int peers_port_check(uint16_t port, struct err *err);
 uint16_t peers_port(const struct peers *p); /* 0 while not listening */
 
 /* Use a new certificate and key, and maybe authority, for sessions made from now on; present ones

@@ -297,8 +297,8 @@ static void checkpoint(struct store *s)
 {
 	struct err err = { 0 };
 	int r = store_db_checkpoint(s->db, &err);
-	if (r < 0)
-		set_trouble(s, r, &err); /* the next commit that works ends it */
+	/* Tried again until it works: with trouble told, nobody may send a commit that ends it. */
+	set_trouble(s, r, &err);
 	pthread_mutex_lock(&s->lock);
 	s->stats.checkpoints++;
 	s->stats.disk_bytes = store_db_disk_bytes(s->db);
@@ -362,7 +362,7 @@ static struct job *next_jobs(struct store *s)
 			else
 				pthread_cond_wait(&s->work, &s->lock);
 			pthread_mutex_unlock(&s->lock);
-			if (waited && !s->trouble && checkpoint_due(s, true))
+			if (waited && checkpoint_due(s, true))
 				checkpoint(s);
 			continue;
 		}

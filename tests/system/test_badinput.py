@@ -565,8 +565,6 @@ def test_full_disk_on_a_controller(fresh_lab):
     until(lambda: lab.works("n1"), text="commands through n1")
 
 
-@pytest.mark.xfail(strict=True,
-                   reason="a failed checkpoint is not tried again while commands are refused")
 def test_full_disk_of_the_only_controller(fresh_lab):
     """Nothing can be agreed on, and that is said; with space it goes on by itself."""
     lab = bare(fresh_lab)
@@ -589,8 +587,6 @@ def test_full_disk_of_the_only_controller(fresh_lab):
     assert lab.pids("n1", "copiad: brain") == brain
 
 
-@pytest.mark.xfail(strict=True,
-                   reason="the token is spent and the name taken before the disk is written")
 def test_full_disk_on_a_newcomer(fresh_lab):
     """Joining fails with the file's name, leaves nothing half, and works with space."""
     lab = bare(fresh_lab, 2)
@@ -655,8 +651,6 @@ def shifted_daemon(lab, node, shim, seconds):
         assert "clock.so" in lab.on(node, "cat", f"/proc/{pid}/maps").out
 
 
-@pytest.mark.xfail(strict=True,
-                   reason="cluster time stands still under a leader whose clock is behind")
 def test_clocks_an_hour_off(fresh_lab, tmp_path):
     """One node an hour ahead, one behind: joining, leading, tokens and leases are as ever."""
     source, library = tmp_path / "clock.c", tmp_path / "clock.so"
@@ -731,8 +725,6 @@ def test_udp_port_taken(fresh_lab):
     lab.start_daemon("n1")
 
 
-@pytest.mark.xfail(strict=True,
-                   reason="the token is spent and the name taken before the port is opened")
 def test_tcp_port_taken_at_init_and_join(fresh_lab):
     """The verb says so and nothing is half done: with the port free it works."""
     lab = bare(fresh_lab, 2)

@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { IDENTITY_FILE_MAX = 16 << 20 };
+enum { IDENTITY_FILE_MAX = 16 << 20, IDENTITY_ROOM_BYTES = 1 << 20 };
 
 /* Written in this order, so that node.crt, which comes last, means that all are there. */
 static const struct {
@@ -96,6 +96,22 @@ int identity_save(const char *state_dir, const struct identity *i, struct err *e
 			return r;
 	}
 	return 0;
+}
+
+int identity_room(const char *state_dir, struct err *err)
+{
+	char path[4096];
+	(void)snprintf(path, sizeof(path), "%s/identity", state_dir);
+	if (mkdir(path, 0700) < 0 && errno != EEXIST)
+		return err_set(err, -errno, "make folder %s: %s", path, strerror(errno));
+	struct str nothing = { 0 };
+	str_reserve(&nothing, IDENTITY_ROOM_BYTES);
+	memset(nothing.at, 0, IDENTITY_ROOM_BYTES);
+	int r = file_write_atomic(path_of(state_dir, "room", path), nothing.at, IDENTITY_ROOM_BYTES,
+				  0600, err);
+	(void)unlink(path);
+	str_free(&nothing);
+	return r;
 }
 
 int identity_save_view(const char *state_dir, const struct identity *i, struct err *err)

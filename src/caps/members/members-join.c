@@ -458,6 +458,12 @@ static int verb_join(struct node *n, struct call *call, const ProtobufCMessage *
 	op->retry.data = op;
 	op->mn = mn;
 	int r = check_free(mn, err);
+	/* What would fail here afterwards fails now: the token is still good, the name still free.
+	 */
+	if (r == 0)
+		r = identity_room(n->settings.state_dir, err);
+	if (r == 0)
+		r = peers_port_check(n->settings.port, err);
 	if (r == 0)
 		r = token_target_parse(q->token, 26742, &op->token, op->host, &op->port, err);
 	if (r == 0)

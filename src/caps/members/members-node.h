@@ -23,6 +23,8 @@ struct identity {
 /* 0 found, 1 there is none; errors: -EBADMSG (damaged, says which file), of the file system. */
 int identity_load(const char *state_dir, struct identity *ret, struct err *err);
 int identity_save(const char *state_dir, const struct identity *i, struct err *err);
+/* Is there space for an identity and the start of a log? Asked before a token is spent. */
+int identity_room(const char *state_dir, struct err *err);
 /* Only what is known of the others. */
 int identity_save_view(const char *state_dir, const struct identity *i, struct err *err);
 /* Forget: this node is in no cluster any more. Keys are removed, the store is set aside. */

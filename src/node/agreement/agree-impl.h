@@ -116,8 +116,9 @@ struct agreement {
 	/* the leader's part */
 	struct pending **pending;
 	size_t pending_head, pending_end, pending_cap, pending_bytes;
-	uint64_t stamp_ms; /* of the last batch made here */
-	bool full;         /* the core takes no more until something is committed */
+	uint64_t stamp_ms;      /* of the last batch made here */
+	uint64_t stamped_at_ms; /* by the monotonic clock */
+	bool full;              /* the core takes no more until something is committed */
 	struct answers *answers;
 	size_t answers_count, answers_cap;
 	struct asked_read *asked;

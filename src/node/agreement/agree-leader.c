@@ -66,13 +66,18 @@ int agree_enqueue(struct agreement *a, const struct dedup_key *key, uint64_t low
 
 /* ---- batches ---- */
 
-/* Cluster time: this clock, but never back. */
+/* Cluster time: this clock, but never back. When a leader before had a clock that is ahead of ours,
+ * it goes on from there at the pace of real time: were it to stand, nothing would ever expire. */
 static uint64_t stamp(struct agreement *a)
 {
 	struct timespec t;
+	uint64_t clock_ms = agree_clock_ms(), past_ms = a->now_ms;
+	if (a->stamp_ms >= a->now_ms && a->stamp_ms)
+		past_ms = a->stamp_ms + (clock_ms - a->stamped_at_ms);
+	a->stamped_at_ms = clock_ms;
 	clock_gettime(CLOCK_REALTIME, &t);
 	uint64_t now_ms = (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
-	a->stamp_ms = MAX(MAX(a->stamp_ms, a->now_ms), now_ms);
+	a->stamp_ms = MAX(past_ms, now_ms);
 	return a->stamp_ms;
 }
 
