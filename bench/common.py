@@ -115,12 +115,17 @@ class Spawner(Worker):
     """Starts programs and takes their time; see bench/spawn."""
 
     def __init__(self, enter=()):
-        super().__init__([*enter, sys.executable, "-c", (HERE / "spawn").read_text()])
+        super().__init__([*enter, sys.executable, "-c", (HERE / "spawn").read_text()],
+                         cwd=BUILD)  # which all nodes see: launchers go to their own folder there
 
-    def ms(self, argv, code=0):
-        us, got = self.ask(json.dumps([str(a) for a in argv]))
-        if code is not None and got != code:
-            raise RuntimeError(f"exit code {got}: {' '.join(map(str, argv))}")
+    def run(self, argv):
+        """Microseconds and exit code."""
+        return self.ask(json.dumps([str(a) for a in argv]))
+
+    def ms(self, argv):
+        us, code = self.run(argv)
+        if code:
+            raise RuntimeError(f"exit code {code}: {' '.join(map(str, argv))}")
         return us / 1000
 
 
