@@ -288,6 +288,17 @@ static int receive_some(struct fdlink *l, size_t want, struct err *err)
 	return 1;
 }
 
+/* The first descriptors that came go with the frame that is handed out. */
+static void fds_give(struct fdlink *l, uint32_t count)
+{
+	l->given_count = count;
+	if (!count)
+		return; /* and the arrays may not be there */
+	memcpy(l->given_fds, l->in_fds, count * sizeof(int));
+	l->in_fd_count -= count;
+	memmove(l->in_fds, l->in_fds + count, l->in_fd_count * sizeof(int));
+}
+
 int fdlink_receive(struct fdlink *l, struct fdframe *ret, struct err *err)
 {
 	given_close(l);
@@ -305,11 +316,7 @@ int fdlink_receive(struct fdlink *l, struct fdframe *ret, struct err *err)
 			if (have >= want && l->in_fd_count < fd_count)
 				return err_set(err, -EBADMSG, "frame came without its descriptors");
 			if (have >= want) {
-				memcpy(l->given_fds, l->in_fds, fd_count * sizeof(int));
-				l->given_count = fd_count;
-				l->in_fd_count -= fd_count;
-				memmove(l->in_fds, l->in_fds + fd_count,
-					l->in_fd_count * sizeof(int));
+				fds_give(l, fd_count);
 				*ret = (struct fdframe){ l->in + l->in_at + HEAD, len, l->given_fds,
 							 fd_count };
 				l->in_at += want;
