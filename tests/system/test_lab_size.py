@@ -29,7 +29,8 @@ def test_twelve_nodes(capfd):
 
 def as_nobody(*words, home, **options):
     env = dict(os.environ, HOME=str(home), XDG_RUNTIME_DIR=str(home), USER="nobody")
-    env.pop("XDG_STATE_HOME", None)
+    for other in ("XDG_STATE_HOME", "COPIA_LAB_DIR"):  # folders of the one who runs the tests
+        env.pop(other, None)
     return call(*(NOBODY if os.geteuid() == 0 else []), *words, env=env, **options)
 
 

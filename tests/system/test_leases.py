@@ -117,7 +117,8 @@ def test_brain_of_owner_hangs_or_dies(place):
     begin = time.monotonic()
     until(lambda: time.monotonic() > begin + 2, text="orders came again")
     assert place.fresh() == owner
-    assert place.processes(owner) == before
+    # The shell itself; what it starts for a moment comes and goes.
+    assert min(before) in place.processes(owner)
     assert not lab.kinds("node-down", "resource", node=asker, since=since)
 
 
